@@ -1,0 +1,1 @@
+"""Code the services share. Read common/events.py first."""

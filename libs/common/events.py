@@ -1,0 +1,132 @@
+"""The events services exchange. What is acknowledged by JetStream is true; everything else is derived from these.
+
+Wire form: JSON. A message on `usage.v1.pNN` is a JSON array of 1..N `UsageRecorded` of one partition; a message on
+`control.<kind>.<id>` is one `ControlChanged`.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, Final, Literal
+
+import msgspec
+
+Outcome = Literal["measured", "partial", "estimated", "free", "expired"]
+"""DESIGN.md, outcomes and what they charge."""
+VERSION_EXPIRED: Final = 1
+VERSION_RECOVERED: Final = 2
+VERSION_LIVE: Final = 3
+VERSION_CORRECTION_MIN: Final = 4
+
+
+class UsageRecorded(msgspec.Struct, frozen=True, kw_only=True):
+    """One admitted message request has ended. Equal (request_id, version) is the same event; a higher version wins."""
+
+    request_id: str
+    version: int = VERSION_LIVE
+    account_id: str
+    key_id: str
+    path: str
+    model_asked: str
+    model_answered: str
+    """Equal to `model_asked` where the upstream named none."""
+    stream: bool
+    status: int
+    """The upstream's HTTP status; 0 if no answer came."""
+    outcome: Outcome
+    usage: dict[str, Any]
+    """What is to be billed, in the API's own shape: raw for measured and partial, completed for estimated, {} for free."""
+    stop_reason: str = ""
+    cache_ttl_1h: bool = False
+    declined_models: tuple[str, ...] = ()
+    price_book_version: str
+    multiplier_ppm: int
+    upstream_request_id: str = ""
+    attempts: int = 1
+    first_byte_us: int = 0
+    """From the whole request read to the first upstream body byte; 0 if none came."""
+    duration_us: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    client: str = ""
+    """Client family, e.g. `claude-code`, `anthropic-python`; never the raw user agent."""
+
+
+class Account(msgspec.Struct, frozen=True, kw_only=True, tag="account"):
+    """Who pays; one balance."""
+
+    id: str
+    name: str
+    created_at_ms: int
+    status: Literal["active", "disabled"] = "active"
+    multiplier_ppm: int = 1_000_000
+    """1_000_000 = public prices, one to one."""
+    on_disconnect: Literal["drain", "cancel"] = "drain"
+    """What happens upstream when a caller leaves."""
+
+
+class ApiKey(msgspec.Struct, frozen=True, kw_only=True, tag="key"):
+    """A key we issued. The secret itself is kept nowhere."""
+
+    id: str
+    account_id: str
+    name: str
+    created_at_ms: int
+    sha256: str
+    hint: str
+    status: Literal["active", "disabled", "deleted"] = "active"
+
+
+class Credit(msgspec.Struct, frozen=True, kw_only=True, tag="credit"):
+    """An entry that changes a balance; there is no way to set one. Negative amounts are adjustments."""
+
+    id: str
+    account_id: str
+    amount_nanos: int
+    reason: str
+    created_at_ms: int
+
+
+Entity = Account | ApiKey | Credit
+
+
+class ControlChanged(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole new state of one entity, with who changed it and why. Its version is its stream sequence."""
+
+    entity: Entity
+    actor: str
+    reason: str
+    at_ms: int
+
+
+_encoder: Final = msgspec.json.Encoder()
+_usage_decoder: Final = msgspec.json.Decoder(list[UsageRecorded])
+_control_decoder: Final = msgspec.json.Decoder(ControlChanged)
+
+
+def encode_usage(events: Sequence[UsageRecorded]) -> bytes:
+    """The payload of a usage message. All events must be of one partition."""
+    return _encoder.encode(events)
+
+
+def decode_usage(payload: bytes) -> list[UsageRecorded]:
+    """Raises msgspec.DecodeError (ValidationError included) for a payload that is not one of ours."""
+    return _usage_decoder.decode(payload)
+
+
+def encode_control(event: ControlChanged) -> bytes:
+    """The payload of a control message."""
+    return _encoder.encode(event)
+
+
+def decode_control(payload: bytes) -> ControlChanged:
+    """Raises msgspec.DecodeError for a payload that is not one of ours."""
+    return _control_decoder.decode(payload)
+
+
+def message_id(events: Sequence[UsageRecorded]) -> str:
+    """`Nats-Msg-Id`: a hash of the ids and versions inside, so that a repeated publish is dropped by the server.
+
+    Only an optimisation: settlement is idempotent per event.
+    """
+    names = ",".join(f"{event.request_id}:{event.version}" for event in events)
+    return hashlib.sha256(names.encode()).hexdigest()[:32]

@@ -1,0 +1,140 @@
+"""The dated price book: which models exist for us, and what a token of each class costs.
+
+A book is a JSON file under `pricebooks/`, named by its version and never edited after it was published: a change is a
+new file. An event pins the version it was admitted under, so redelivery and rebuild price it the same for ever.
+Prices in the file are decimal strings of USD per million tokens; here they are atto-dollars per token (1e-18 USD), in
+which every product of a price with the API's modifiers and an account's multiplier is still an integer.
+"""
+
+import re
+from decimal import Decimal
+from functools import cache
+from importlib.resources import files
+from typing import Final
+
+import msgspec
+
+CURRENT_VERSION: Final = "2026-11-22"
+ATTOS_PER_USD_PER_MTOK: Final = 10**12
+_FINEST_ATTOS: Final = 10**8  # 0.0001 USD per million tokens; see `_attos`
+_DATED: Final = re.compile(r"(.+)-20\d{6}", re.ASCII)
+
+
+class Rates(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Atto-dollars per token, by class."""
+
+    input: int
+    output: int
+    cache_write_5m: int
+    cache_write_1h: int
+    cache_read: int
+
+
+class ModelRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One model on offer."""
+
+    id: str
+    rates: Rates
+    context_tokens_max: int
+    output_tokens_max: int
+    hold_output_tokens_max: int
+    """`max_tokens` beyond this is forwarded, but not held for (DESIGN.md, decisions)."""
+    long_context_above: int | None = None
+    """Input tokens, cached ones included, above which `long_context` prices the whole call."""
+    long_context: Rates | None = None
+    fast: Rates | None = None
+
+
+class PriceBook(msgspec.Struct, frozen=True, kw_only=True):
+    """All rows of one version."""
+
+    version: str
+    rows: dict[str, ModelRow]
+    """By id and by alias."""
+    web_search: int
+    """Atto-dollars per search."""
+
+    def find(self, model: str) -> ModelRow | None:
+        """The row of a model by id, alias, or dated id (`claude-haiku-4-5-20251001`); None if we do not price it."""
+        row = self.rows.get(model)
+        if row is None and (dated := _DATED.fullmatch(model)):
+            row = self.rows.get(dated[1])
+        return row
+
+
+class _RatesFile(msgspec.Struct, forbid_unknown_fields=True):
+    input: str
+    output: str
+    cache_write_5m: str
+    cache_write_1h: str
+    cache_read: str
+
+
+class _RowFile(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    id: str
+    aliases: list[str] = []
+    rates: _RatesFile
+    context_tokens_max: int
+    output_tokens_max: int
+    hold_output_tokens_max: int
+    long_context_above: int | None = None
+    long_context: _RatesFile | None = None
+    fast: _RatesFile | None = None
+
+
+class _BookFile(msgspec.Struct, forbid_unknown_fields=True):
+    version: str
+    web_search_per_1000: str
+    models: list[_RowFile]
+
+
+@cache
+def load(version: str = CURRENT_VERSION) -> PriceBook:
+    """The book of that version. Raises LookupError if there is none, ValueError if its file is not sound."""
+    if not re.fullmatch(r"[0-9a-z.-]{1,32}", version):
+        raise LookupError(f"no price book {version!r}")
+    try:
+        text = (files(__package__) / "pricebooks" / f"{version}.json").read_bytes()
+    except FileNotFoundError:
+        raise LookupError(f"no price book {version!r}") from None
+    return parse(text)
+
+
+def parse(text: bytes) -> PriceBook:
+    """A book from the bytes of its file. Raises ValueError."""
+    book = msgspec.json.decode(text, type=_BookFile)
+    rows: dict[str, ModelRow] = {}
+    for entry in book.models:
+        row = _row(entry)
+        for name in (entry.id, *entry.aliases):
+            if rows.setdefault(name, row) is not row:
+                raise ValueError(f"{name} stands twice in price book {book.version}")
+    search = int(Decimal(book.web_search_per_1000) * 10**15)
+    return PriceBook(version=book.version, rows=rows, web_search=search)
+
+
+def _row(entry: _RowFile) -> ModelRow:
+    if (entry.long_context is None) != (entry.long_context_above is None):
+        raise ValueError(f"{entry.id}: a long-context price and its threshold go together")
+    return ModelRow(
+        id=entry.id,
+        rates=_rates(entry.rates),
+        context_tokens_max=entry.context_tokens_max,
+        output_tokens_max=entry.output_tokens_max,
+        hold_output_tokens_max=entry.hold_output_tokens_max,
+        long_context_above=entry.long_context_above,
+        long_context=_rates(entry.long_context) if entry.long_context else None,
+        fast=_rates(entry.fast) if entry.fast else None,
+    )
+
+
+def _rates(entry: _RatesFile) -> Rates:
+    return Rates(**{name: _attos(getattr(entry, name)) for name in _RatesFile.__struct_fields__})
+
+
+def _attos(usd_per_mtok: str) -> int:
+    """Exact, or ValueError: with at most four decimals, × 11/10 × 1/2 × (ppm / 10**6) stays an integer."""
+    value = Decimal(usd_per_mtok) * ATTOS_PER_USD_PER_MTOK
+    if value < 0 or value % _FINEST_ATTOS:
+        raise ValueError(f"not a price per million tokens: {usd_per_mtok!r}")
+    return int(value)

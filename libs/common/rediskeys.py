@@ -1,0 +1,38 @@
+"""Names of Redis keys. Everything of an account that a script touches shares the hash slot of its partition."""
+
+from typing import Final
+
+from libs.common import ids
+
+SETTLED_BUCKET_S: Final = 3600
+SETTLED_KEPT_S: Final = 73 * 3600
+
+
+def key_hash(sha256: str) -> str:
+    """String `<account_id> <key_id>` under the SHA-256 of a key. Written once, never changed, so it may be cached."""
+    return f"keyhash:{sha256}"
+
+
+def account(account_id: str) -> str:
+    """Hash: version, status, multiplier_ppm, on_disconnect; balance, held, spent, granted (nano-dollars)."""
+    return f"{_tag(account_id)}account:{account_id}"
+
+
+def api_key(account_id: str, key_id: str) -> str:
+    """Hash: version, status."""
+    return f"{_tag(account_id)}key:{key_id}"
+
+
+def credits_taken(account_id: str) -> str:
+    """Hash: credit id → amount. A credit is applied once, whoever brings it."""
+    return f"{_tag(account_id)}credits:{account_id}"
+
+
+def settled(account_id: str, request_id: str) -> str:
+    """Hash: request id → `version:cost`. Small (one hour, 1/256 of it), so that Redis keeps it as a listpack."""
+    hour = ids.id_time_ms(request_id) // 1000 // SETTLED_BUCKET_S
+    return f"{_tag(account_id)}settled:{hour}:{request_id[-2:]}"
+
+
+def _tag(account_id: str) -> str:
+    return f"{{p{ids.partition(account_id):02d}}}"

@@ -1,0 +1,45 @@
+"""The NATS connection every service makes the same way, and the check that the streams are what they must be."""
+
+from typing import Final
+
+import nats
+import nats.errors
+from nats.aio.client import Client
+from nats.js.client import JetStreamContext
+from nats.js.errors import NotFoundError
+
+from libs.common import subjects
+
+_DRAIN_S: Final = 5
+
+
+class StreamMissing(Exception):
+    """A stream does not exist or is configured otherwise than `subjects.stream_configs` says. Run the bootstrap."""
+
+
+async def connect(url: str, *, name: str) -> Client:
+    """Connect and keep reconnecting for ever; publishing while disconnected fails at once (`pending_size=0`)."""
+    return await nats.connect(
+        url, name=name, max_reconnect_attempts=-1, reconnect_time_wait=0.5, pending_size=0, drain_timeout=_DRAIN_S
+    )
+
+
+async def create(jetstream: JetStreamContext, *, replicas: int, bytes_max: int) -> None:
+    """Create the streams where they are missing. Only the bootstrap calls this; safe to repeat."""
+    for config in subjects.stream_configs(replicas=replicas, bytes_max=bytes_max):
+        try:
+            await jetstream.stream_info(str(config.name))
+        except NotFoundError:
+            await jetstream.add_stream(config)
+
+
+async def check(jetstream: JetStreamContext) -> None:
+    """Raise StreamMissing unless every stream exists with the settings correctness rests on."""
+    for wanted in subjects.stream_configs(replicas=1, bytes_max=1):
+        try:
+            found = (await jetstream.stream_info(str(wanted.name))).config
+        except NotFoundError:
+            raise StreamMissing(f"stream {wanted.name} does not exist") from None
+        for field in ("subjects", "storage", "retention", "discard", "deny_delete", "deny_purge", "max_age"):
+            if getattr(found, field) != getattr(wanted, field):
+                raise StreamMissing(f"stream {wanted.name}: {field} is {getattr(found, field)!r}")

@@ -1,0 +1,160 @@
+"""What a response says it used, and which model calls are to be paid for it. Rules and recordings: PROTOCOL.md, section 6.
+
+A usage is the API's own JSON object, kept as it came (`dict[str, Any]`): what we do not know must not get lost.
+"""
+
+from collections.abc import Collection, Iterator
+from typing import Any, Final, Literal, cast
+
+import msgspec
+
+CallKind = Literal["message", "compaction", "advisor_message", "fallback_message"]
+Usage = dict[str, Any]
+
+_CALL_KINDS: Final = frozenset({"message", "compaction", "advisor_message", "fallback_message"})
+_TOKEN_FIELDS: Final = (
+    "input_tokens",
+    "output_tokens",
+    "cache_creation_input_tokens",
+    "cache_read_input_tokens",
+)
+_CACHE_FIELDS: Final = frozenset({"ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens"})
+_SERVER_TOOLS: Final = frozenset({"web_search_requests", "web_fetch_requests"})
+_NOT_COUNTED: Final = frozenset(
+    {"service_tier", "inference_geo", "speed", "output_tokens_details", "fallback_credit", "type", "model"}
+)
+"""Fields that are not amounts: they say how the amounts are priced, split them for display, or report a credit."""
+
+
+class UsageUnreadable(ValueError):
+    """A usage whose amounts are not non-negative integers, or that has an amount no rule covers."""
+
+
+class ModelCall(msgspec.Struct, frozen=True, kw_only=True):
+    """One sampling call to be paid. Amounts are tokens; `input` excludes cache reads and writes."""
+
+    kind: CallKind
+    model: str
+    input: int
+    cache_write_5m: int
+    cache_write_1h: int
+    cache_read: int
+    output: int
+    declined: bool = False
+    """A hop that declined before it produced output: not billed."""
+
+    @property
+    def context(self) -> int:
+        """All input tokens, cached or not: what the long-context price step looks at."""
+        return self.input + self.cache_write_5m + self.cache_write_1h + self.cache_read
+
+
+def overlay(usage: Usage, delta: Usage) -> Usage:
+    """`usage` with every non-null field of `delta` laid over it. Values may go down; the last one counts."""
+    return {**usage, **{name: value for name, value in delta.items() if value is not None}}
+
+
+def model_calls(
+    usage: Usage,
+    *,
+    model_asked: str,
+    model_answered: str,
+    cache_ttl_1h: bool,
+    declined_models: Collection[str] = (),
+) -> list[ModelCall]:
+    """The calls behind one response: its `iterations` where it has them (the real bill), else the top level.
+
+    `cache_ttl_1h` says whether the request asked for 1-hour cache writes: deltas carry no split, and the rest that the
+    split does not cover is then 1h, else 5m. `declined_models` are models seen to hand over to a fallback before any
+    output. Raises UsageUnreadable.
+    """
+    unknown = sorted(unknown_amounts(usage))
+    if unknown:
+        raise UsageUnreadable(f"amounts that no price covers: {', '.join(unknown)}")
+    iterations = usage.get("iterations")
+    if not iterations:
+        return [_call(usage, "message", model_answered, cache_ttl_1h=cache_ttl_1h)]
+    by_fallback = any(entry.get("type") == "fallback_message" for entry in iterations)
+    own_model = model_asked if by_fallback else model_answered
+    return [
+        _call(
+            entry,
+            entry["type"],
+            entry.get("model") or own_model,
+            cache_ttl_1h=cache_ttl_1h,
+            declined=by_fallback and _is_declined(entry, own_model, declined_models),
+        )
+        for entry in iterations
+    ]
+
+
+def web_searches(usage: Usage) -> int:
+    """Billable web searches; web fetches are free."""
+    tools = usage.get("server_tool_use") or {}
+    return _amount(tools, "web_search_requests")
+
+
+def unknown_amounts(usage: Usage) -> Iterator[str]:
+    """Names of non-zero amounts that no rule of ours covers, wherever in the usage they stand."""
+    yield from _unknown_in(usage, {*_TOKEN_FIELDS, "cache_creation", "server_tool_use", "iterations"} | _NOT_COUNTED)
+    yield from _unknown_in(_object(usage, "server_tool_use"), _SERVER_TOOLS)
+    yield from _unknown_in(_object(usage, "cache_creation"), _CACHE_FIELDS)
+    for entry in _entries(usage):
+        if entry.get("type") not in _CALL_KINDS:
+            yield f"iterations[{entry.get('type')}]"
+        yield from _unknown_in(entry, {*_TOKEN_FIELDS, "cache_creation"} | _NOT_COUNTED)
+        yield from _unknown_in(_object(entry, "cache_creation"), _CACHE_FIELDS)
+
+
+def _unknown_in(amounts: Usage, known: Collection[str]) -> Iterator[str]:
+    for name, value in amounts.items():
+        if name not in known and value and not isinstance(value, str):
+            yield name
+
+
+def _object(parent: Usage, name: str) -> Usage:
+    value = parent.get(name) or {}
+    if not isinstance(value, dict):
+        raise UsageUnreadable(f"{name} is not an object")
+    return cast(Usage, value)
+
+
+def _entries(usage: Usage) -> list[Usage]:
+    entries = usage.get("iterations") or []
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise UsageUnreadable("iterations is not a list of objects")
+    return cast(list[Usage], entries)
+
+
+def _amount(amounts: Usage, name: str) -> int:
+    value = amounts.get(name)
+    if value is None:
+        return 0
+    if type(value) is not int or value < 0:
+        raise UsageUnreadable(f"{name} is not a count: {value!r}")
+    return value
+
+
+def _is_declined(entry: Usage, own_model: str, declined_models: Collection[str]) -> bool:
+    """Only a `message` entry can be a declined hop; the one that served is `fallback_message` (SDK 2.12, types)."""
+    if entry.get("type") != "message":
+        return False
+    return not entry.get("output_tokens") or (entry.get("model") or own_model) in declined_models
+
+
+def _call(amounts: Usage, kind: CallKind, model: str, *, cache_ttl_1h: bool, declined: bool = False) -> ModelCall:
+    written = _amount(amounts, "cache_creation_input_tokens")
+    split = _object(amounts, "cache_creation")
+    write_1h = min(_amount(split, "ephemeral_1h_input_tokens"), written)
+    write_5m = min(_amount(split, "ephemeral_5m_input_tokens"), written - write_1h)
+    rest = written - write_1h - write_5m
+    return ModelCall(
+        kind=kind,
+        model=model,
+        input=_amount(amounts, "input_tokens"),
+        cache_write_5m=write_5m + (0 if cache_ttl_1h else rest),
+        cache_write_1h=write_1h + (rest if cache_ttl_1h else 0),
+        cache_read=_amount(amounts, "cache_read_input_tokens"),
+        output=_amount(amounts, "output_tokens"),
+        declined=declined,
+    )

@@ -1,0 +1,1 @@
+"""NATS, Redis, ClickHouse's engine and a Claude API simulator as local processes. Read stack.py first."""

@@ -1,0 +1,1 @@
+"""Events to ledger rows and balances. Read settlement.py first."""

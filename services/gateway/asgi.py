@@ -1,0 +1,58 @@
+"""Small ASGI pieces the handlers share: read a body, answer with bytes, answer with an error."""
+
+from typing import Any, Final
+
+from starlette.types import Receive, Scope, Send
+
+from libs.common.errors import RelayError, RequestTooLarge
+from services.gateway.headers import Headers
+
+_JSON: Final = (b"content-type", b"application/json")
+
+
+class CallerLeft(Exception):
+    """The caller closed the connection before its request was complete: nobody is there to answer."""
+
+
+async def read_body(receive: Receive, *, bytes_max: int) -> bytes:
+    """The whole request body, joined once. Raises CallerLeft, RequestTooLarge."""
+    message = await receive()
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        if message["type"] == "http.disconnect":
+            raise CallerLeft
+        chunk = message.get("body", b"")
+        size += len(chunk)
+        if size > bytes_max:
+            raise RequestTooLarge(f"The request is larger than {bytes_max // (1024 * 1024)} MB; send less.")
+        chunks.append(chunk)
+        if not message.get("more_body", False):
+            return chunk if len(chunks) == 1 else b"".join(chunks)
+        message = await receive()
+
+
+async def answer(send: Send, status: int, headers: Headers, body: bytes) -> None:
+    """A whole answer at once."""
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def answer_error(send: Send, error: RelayError, request_id: str) -> None:
+    """An error of ours, in Anthropic's shape, under our request id."""
+    body = error.body(request_id)
+    identifier = request_id.encode()
+    headers: Headers = [
+        _JSON,
+        (b"content-length", str(len(body)).encode()),
+        (b"request-id", identifier),
+        (b"x-relay-request-id", identifier),
+    ]
+    headers += [(name.encode(), value.encode()) for name, value in error.headers.items()]
+    await answer(send, error.status, headers, body)
+
+
+def request_headers(scope: Scope) -> Headers:
+    """The headers of a request, typed."""
+    headers: Any = scope["headers"]
+    return list(headers)

@@ -1,0 +1,61 @@
+"""How a request ended and what is billed for it: one pure decision. The table stands in DESIGN.md, outcomes."""
+
+from enum import Enum, auto
+from typing import Any
+
+import msgspec
+
+from libs.common.events import Outcome
+from libs.common.pricing import is_free_refusal
+from services.gateway.meter import Reading
+
+_CHARS_PER_TOKEN = 4
+
+
+class Ending(Enum):
+    """Why the relay stopped reading from the upstream."""
+
+    ANSWERED = auto()
+    """The upstream's body came to a clean end."""
+    BROKE = auto()
+    """The upstream could not be reached, broke off, or sent an error inside the stream."""
+    ABANDONED = auto()
+    """The caller left, and the account cancels or the drain cap was reached."""
+    SHUT_DOWN = auto()
+    """We had to stop before the upstream was done."""
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """The outcome and the usage to be billed."""
+
+    outcome: Outcome
+    usage: dict[str, Any]
+
+
+_FREE = Verdict("free", {})
+
+
+def judge(ending: Ending, status: int, reading: Reading, *, input_estimated_tokens: int) -> Verdict:
+    """Which row of the table applies. `status` is the upstream's, 0 if none came."""
+    if status >= 400:
+        return _FREE
+    if reading.final and is_free_refusal(reading.stop_reason, content_empty=reading.content_empty):
+        return _FREE
+    if ending is Ending.ABANDONED:
+        return _abandoned(reading, input_estimated_tokens)
+    if reading.usage is None:
+        return _FREE
+    if ending is Ending.ANSWERED and reading.complete:
+        return Verdict("measured", reading.usage)
+    return Verdict("partial", reading.usage)
+
+
+def _abandoned(reading: Reading, input_estimated_tokens: int) -> Verdict:
+    if reading.final and reading.usage is not None:
+        return Verdict("measured", reading.usage)
+    if reading.usage_start is None:
+        return Verdict("estimated", {"input_tokens": input_estimated_tokens, "output_tokens": 0})
+    start = reading.usage_start
+    told = start.get("output_tokens")
+    received = -(-reading.text_chars // _CHARS_PER_TOKEN)
+    return Verdict("estimated", {**start, "output_tokens": (told if type(told) is int else 0) + received})

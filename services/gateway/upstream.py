@@ -1,0 +1,60 @@
+"""The only code that speaks to the Claude API: builds the request, opens the answer, and names what went wrong."""
+
+from typing import Final
+
+import httpx2
+import msgspec
+
+from libs.common.errors import Overloaded, RelayError, UpstreamFailed, UpstreamTimedOut
+from services.gateway.headers import Headers, upstream_request
+
+_BUSY: Final = "The upstream cannot be reached. Nothing was charged; please try again in a few seconds."
+_BROKE: Final = "The upstream closed the connection before it answered. Nothing was charged."
+_SILENT: Final = "The upstream did not answer in time. Nothing was charged."
+
+NEVER_SENT: Final = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError)
+
+
+class Call(msgspec.Struct, frozen=True, kw_only=True):
+    """One request to the upstream. `target` is a path of our own table, with the caller's query untouched."""
+
+    method: str
+    target: bytes
+    headers: Headers
+    body: bytes
+    connection_listed: frozenset[bytes] = frozenset()
+
+
+class Upstream:
+    """A credential and the way to it."""
+
+    def __init__(self, transport: httpx2.AsyncBaseTransport, *, url: str, api_key: str) -> None:
+        base = httpx2.URL(url)
+        self._transport = transport
+        self._base = base
+        self._prefix = base.raw_path.rstrip(b"/")
+        self._credential = api_key.encode()
+
+    async def send(self, call: Call) -> httpx2.Response:
+        """The upstream's answer, its body still to be read and then closed. Raises RelayError, ready for the caller."""
+        request = httpx2.Request(
+            call.method,
+            self._base.copy_with(raw_path=self._prefix + call.target),
+            headers=upstream_request(
+                call.headers, credential=self._credential, connection_listed=call.connection_listed
+            ),
+            content=call.body,
+        )
+        try:
+            return await self._transport.handle_async_request(request)
+        except httpx2.TransportError as error:
+            raise explain(error) from error
+
+
+def explain(error: httpx2.TransportError) -> RelayError:
+    """What the caller is told of a failure before the first byte of an answer."""
+    if isinstance(error, NEVER_SENT):
+        return Overloaded(_BUSY)
+    if isinstance(error, httpx2.TimeoutException):
+        return UpstreamTimedOut(_SILENT)
+    return UpstreamFailed(_BROKE)
