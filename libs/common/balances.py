@@ -4,6 +4,7 @@ Every decision and every change of money is one script, so it is atomic, and rep
 """
 
 import asyncio
+import hashlib
 from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any, Final, Literal
@@ -66,17 +67,9 @@ class Balances:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._shas: dict[_Script, str] = {}
+        self._texts: dict[_Script, bytes] = {name: _read(name) for name in _SCRIPTS}
+        self._shas = {name: hashlib.sha1(text, usedforsecurity=False).hexdigest() for name, text in self._texts.items()}
         self._waiting: list[tuple[asyncio.Future[Any], _Script, tuple[str | bytes, ...]]] = []
-
-    async def load(self) -> None:
-        """Load the scripts; call once before use. Raises StoreUnavailable."""
-        try:
-            for name in _SCRIPTS:
-                text = (files(__package__) / "lua" / f"{name}.lua").read_text()
-                self._shas[name] = await self._redis.script_load(text)
-        except RedisError as error:
-            raise StoreUnavailable(str(error)) from error
 
     async def admit(self, account_id: str, key_id: str) -> Granted | Refused:
         """Whether a message request of that key may go upstream now. Raises StoreUnavailable."""
@@ -149,9 +142,9 @@ class Balances:
         try:
             replies = await self._execute(calls)
             if any(isinstance(reply, NoScriptError) for reply in replies):  # Redis was restarted: scripts are gone
-                await self.load()
+                await self._load()
                 replies = await self._execute(calls)
-        except (RedisError, OSError, StoreUnavailable, TimeoutError) as error:
+        except (RedisError, OSError, TimeoutError) as error:
             replies = [error] * len(calls)
         for (future, _, _), reply in zip(calls, replies, strict=True):
             if future.done():
@@ -161,6 +154,10 @@ class Balances:
             else:
                 future.set_result(reply)
 
+    async def _load(self) -> None:
+        for text in self._texts.values():
+            await self._redis.script_load(text)
+
     async def _execute(
         self, calls: list[tuple[asyncio.Future[Any], _Script, tuple[str | bytes, ...]]]
     ) -> list[Any]:
@@ -168,3 +165,7 @@ class Balances:
         for _, script, arguments in calls:
             pipeline.execute_command("EVALSHA", self._shas[script], *arguments)
         return list(await pipeline.execute(raise_on_error=False))
+
+
+def _read(script: _Script) -> bytes:
+    return (files(__package__) / "lua" / f"{script}.lua").read_bytes()

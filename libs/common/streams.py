@@ -1,15 +1,15 @@
 """The NATS connection every service makes the same way, and the check that the streams are what they must be."""
 
+import logging
 from typing import Final
 
-import nats
-import nats.errors
 from nats.aio.client import Client
 from nats.js.client import JetStreamContext
 from nats.js.errors import NotFoundError
 
 from libs.common import subjects
 
+_log: Final = logging.getLogger("relay.nats")
 _DRAIN_S: Final = 5
 
 
@@ -17,11 +17,27 @@ class StreamMissing(Exception):
     """A stream does not exist or is configured otherwise than `subjects.stream_configs` says. Run the bootstrap."""
 
 
-async def connect(url: str, *, name: str) -> Client:
-    """Connect and keep reconnecting for ever; publishing while disconnected fails at once (`pending_size=0`)."""
-    return await nats.connect(
-        url, name=name, max_reconnect_attempts=-1, reconnect_time_wait=0.5, pending_size=0, drain_timeout=_DRAIN_S
+async def connect(url: str, *, name: str, client: Client | None = None) -> Client:
+    """Return when connected, however long that takes, and keep reconnecting for ever after.
+
+    `url` may list several servers, separated by commas. Publishing while disconnected fails at once (`pending_size=0`).
+    `client` is one made before, for a service that works without NATS and must not wait here.
+    """
+    client = client or Client()
+    await client.connect(
+        url.split(","),
+        name=name,
+        error_cb=_log_error,
+        max_reconnect_attempts=-1,
+        reconnect_time_wait=0.5,
+        pending_size=0,
+        drain_timeout=_DRAIN_S,
     )
+    return client
+
+
+async def _log_error(error: Exception) -> None:
+    _log.warning("nats: %s", error or type(error).__name__)
 
 
 async def create(jetstream: JetStreamContext, *, replicas: int, bytes_max: int) -> None:

@@ -74,6 +74,7 @@ class Exchange:
         self._reading = Reading()
         self._ending = Ending.BROKE
         self._answer_begun = False
+        self._answer_ended = False
         self._caller_left = False
         self._draining = False
         self._deadline = asyncio.timeout(None)
@@ -102,6 +103,8 @@ class Exchange:
     async def _watch_caller(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
+        if self._answer_ended:  # the server says "disconnect" after a whole answer too
+            return
         self._caller_left = True
         drains = self._services.drains
         now = asyncio.get_running_loop().time()
@@ -214,6 +217,7 @@ class Exchange:
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
 
     async def _send_last(self, send: Send, chunk: bytes) -> None:
+        self._answer_ended = True
         if not self._caller_left:
             await send({"type": "http.response.body", "body": chunk, "more_body": False})
 

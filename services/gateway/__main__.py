@@ -1,0 +1,42 @@
+"""`python -m services.gateway`: read the settings, serve until SIGTERM."""
+
+import logging
+import sys
+
+import uvloop
+
+from libs.common import config as settings
+from services.gateway.app import create_app
+from services.gateway.server import BodyBudget, ServerLimits, make_server
+
+
+def main() -> int:
+    """Exit code 2 for settings that cannot be read."""
+    try:
+        config = settings.load(settings.GatewayConfig)
+    except settings.ConfigError as error:
+        print(f"gateway: {error}", file=sys.stderr)
+        return 2
+    logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    budget = BodyBudget(config.bodies_in_flight_bytes_max)
+    server = make_server(
+        create_app(config, body_budget=budget),
+        host=config.host,
+        port=config.gateway_port,
+        limits=ServerLimits(
+            body_bytes_max=config.body_bytes_max,
+            head_seconds=config.head_seconds,
+            body_seconds=config.body_seconds,
+            body_bytes_per_second_min=config.body_bytes_per_second_min,
+            reader_stalled_seconds=config.reader_stalled_seconds,
+            keep_alive_seconds=config.keep_alive_seconds,
+        ),
+        body_budget=budget,
+        shutdown_seconds=config.shutdown_seconds,
+    )
+    uvloop.run(server.serve())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""Builds the gateway: every object once, and the two local paths that are not the relay's."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import httpx2
+import nats.errors
+from nats.aio.client import Client
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from libs.common import metrics as metric_names
+from libs.common import pricebook, redisclient, streams
+from libs.common.balances import Balances
+from libs.common.config import GatewayConfig
+from libs.common.directory import Directory
+from libs.common.metrics import Metrics
+from libs.common.runtime import spawn
+from services.gateway.admission import Admission
+from services.gateway.exchange import Drains, Services
+from services.gateway.free import FreePaths
+from services.gateway.proxy import Proxy
+from services.gateway.publisher import Publisher
+from services.gateway.server import BodyBudget
+from services.gateway.transport import TransportConfig, UpstreamTransport
+from services.gateway.upstream import Upstream
+
+
+def create_app(
+    config: GatewayConfig, *, body_budget: BodyBudget, transport: httpx2.AsyncBaseTransport | None = None
+) -> ASGIApp:
+    """The ASGI application. `transport` replaces the way to the upstream in tests."""
+    metrics = Metrics()
+    book = pricebook.load()
+    redis = redisclient.connect(config.redis_url)
+    balances = Balances(redis)
+    directory = Directory(redis, balances)
+    broker = Client()
+    publisher = Publisher(broker.jetstream(), metrics, unpublished_max=config.unpublished_events_max)
+    transport = transport or upstream_transport(config)
+    upstream = Upstream(transport, url=config.upstream_url, api_key=config.upstream_api_key)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        connecting = spawn(
+            streams.connect(config.nats_url, name="relay-gateway", client=broker), name="nats-connect"
+        )
+        try:
+            yield
+        finally:
+            await publisher.flush(config.shutdown_seconds)
+            connecting.cancel()
+            with contextlib.suppress(nats.errors.Error, OSError, asyncio.CancelledError):
+                await broker.close()
+            await transport.aclose()
+            await redis.aclose()
+
+    async def ready(_: Request) -> Response:
+        """Redis is needed to admit. NATS is not: events wait for it."""
+        redis_up = await redisclient.answers(redis)
+        state = {"redis": redis_up, "nats": broker.is_connected}
+        return JSONResponse(state, status_code=200 if redis_up else 503)
+
+    async def healthy(_: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def scrape(_: Request) -> Response:
+        return Response(metrics.render(), media_type=metric_names.CONTENT_TYPE)
+
+    local = Starlette(
+        routes=[Route("/healthz", healthy), Route("/readyz", ready), Route("/metrics", scrape)],
+        lifespan=lifespan,
+    )
+    return Proxy(
+        local=local,
+        gate=Admission(directory, balances),
+        services=Services(
+            upstream=upstream,
+            publisher=publisher,
+            metrics=metrics,
+            drains=Drains(count_max=config.drains_max, seconds=config.drain_seconds),
+            price_book_version=book.version,
+            error_body_bytes_max=config.error_body_bytes_max,
+        ),
+        free=FreePaths(upstream, book, metrics),
+        book=book,
+        metrics=metrics,
+        body_budget=body_budget,
+        body_bytes_max=config.body_bytes_max,
+    )
+
+
+def upstream_transport(config: GatewayConfig) -> UpstreamTransport:
+    """The transport as the settings want it."""
+    return UpstreamTransport(
+        TransportConfig(
+            connect_timeout_s=config.upstream_connect_seconds,
+            first_byte_timeout_s=config.upstream_first_byte_seconds,
+            idle_timeout_s=config.upstream_idle_seconds,
+            pool_connections_max=config.upstream_connections_max,
+            proxy_url=config.upstream_proxy or None,
+        )
+    )

@@ -1,0 +1,138 @@
+"""START HERE. The data plane as one ASGI endpoint: what happens to a request, in order.
+
+    targets.py     which path of our table is meant; the upstream's path is built from the table, never from the caller's text
+    admission.py   who calls, and may he
+    peek.py        what the body asks for
+    exchange.py    to the upstream and back, and the one event at the end
+    free.py        the paths that cost nothing
+"""
+
+from typing import Final
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from libs.common import ids
+from libs.common.errors import BadRequest, MethodNotAllowed, NotFound, Overloaded, RelayError
+from libs.common.metrics import Metrics
+from libs.common.pricebook import PriceBook
+from services.gateway import admission, asgi, peek
+from services.gateway.admission import Admission
+from services.gateway.exchange import Exchange, Services
+from services.gateway.free import FreePaths
+from services.gateway.server import BodyBudget, connection_listed
+from services.gateway.targets import Refusal, Route, Target, resolve
+from services.gateway.upstream import Call
+
+_TOO_FULL: Final = "The relay is busy with other requests. Nothing was charged; please try again."
+_EVENTS_AWAY: Final = "The relay cannot record usage right now. Nothing was charged; please try again."
+_REFUSALS: Final[dict[int, type[RelayError]]] = {400: BadRequest, 404: NotFound, 405: MethodNotAllowed}
+
+
+class Proxy:
+    """Answers the relay's own paths, and hands the local ones (health, metrics) to `local`."""
+
+    def __init__(
+        self,
+        *,
+        local: ASGIApp,
+        gate: Admission,
+        services: Services,
+        free: FreePaths,
+        book: PriceBook,
+        metrics: Metrics,
+        body_budget: BodyBudget,
+        body_bytes_max: int,
+    ) -> None:
+        self._local = local
+        self._gate = gate
+        self._services = services
+        self._free = free
+        self._book = book
+        self._metrics = metrics
+        self._body_budget = body_budget
+        self._body_bytes_max = body_bytes_max
+        self._in_flight = 0
+        metrics.gauge("relay_requests_in_flight", lambda: self._in_flight)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._local(scope, receive, send)
+            return
+        target = resolve(scope["method"], scope["raw_path"], scope["query_string"])
+        if isinstance(target, Target) and target.route is Route.LOCAL:
+            await self._local(scope, receive, send)
+            return
+        request_id = ids.new_request_id()
+        self._in_flight += 1
+        try:
+            await self._answer(target, request_id, scope, receive, send)
+        except RelayError as error:
+            self._metrics.add("relay_refusals_total", error.kind)
+            await asgi.answer_error(send, error, request_id)
+        except asgi.CallerLeft:
+            self._metrics.add("relay_refusals_total", "caller_left")
+        finally:
+            self._in_flight -= 1
+
+    async def _answer(
+        self, target: Target | Refusal, request_id: str, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        if isinstance(target, Refusal):
+            raise _REFUSALS[target.status](target.message, headers=target.headers)
+        self._metrics.add("relay_requests_total", target.route.value)
+        match target.route:
+            case Route.HELLO:
+                await asgi.answer(send, 200, [(b"x-relay-request-id", request_id.encode())], b"")
+            case Route.MESSAGES:
+                await self._messages(target, request_id, scope, receive, send)
+            case _:
+                await self._without_charge(target, request_id, scope, receive, send)
+
+    async def _messages(self, target: Target, request_id: str, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = asgi.request_headers(scope)
+        principal = await self._gate.authenticate(headers)
+        body = await self._body(receive)
+        ask = peek.peek(body)
+        admission.check_models(self._book, ask)
+        if self._services.publisher.is_full:
+            raise Overloaded(_EVENTS_AWAY)
+        granted = await self._gate.admit(principal)
+        call = Call(
+            method="POST",
+            target=target.upstream,
+            headers=headers,
+            body=body,
+            connection_listed=connection_listed(headers),
+        )
+        exchange = Exchange(
+            self._services, request_id=request_id, principal=principal, ask=ask, granted=granted, call=call
+        )
+        await exchange.run(receive, send)
+
+    async def _without_charge(
+        self, target: Target, request_id: str, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        headers = asgi.request_headers(scope)
+        principal = await self._gate.authenticate(headers)
+        await self._gate.check_active(principal)
+        body = await self._body(receive)
+        call = Call(
+            method="POST" if target.route is Route.COUNT_TOKENS else "GET",
+            target=target.upstream,
+            headers=headers,
+            body=body,
+            connection_listed=connection_listed(headers),
+        )
+        match target.route:
+            case Route.COUNT_TOKENS:
+                admission.check_models(self._book, peek.peek(body))
+                await self._free.forward(call, send, request_id)
+            case Route.MODEL:
+                await self._free.model(call, target.model, send, request_id)
+            case _:
+                await self._free.models(call, send, request_id)
+
+    async def _body(self, receive: Receive) -> bytes:
+        if self._body_budget.is_exhausted:
+            raise Overloaded(_TOO_FULL)
+        return await asgi.read_body(receive, bytes_max=self._body_bytes_max)
