@@ -61,7 +61,7 @@ class AccountingConfig(StoreConfig, frozen=True, kw_only=True):
 
     accounting_port: int = 8082
     clickhouse_url: str = "http://127.0.0.1:8123/relay"
-    batch_events_max: int = 1000
+    batch_messages_max: int = 200
     batch_seconds: float = 0.2
     stream_replicas: int = 1
     stream_bytes_max: int = 2 * 1024 * 1024 * 1024

@@ -29,7 +29,7 @@ async def connect(url: str, *, name: str, client: Client | None = None) -> Clien
         name=name,
         error_cb=_log_error,
         max_reconnect_attempts=-1,
-        reconnect_time_wait=0.5,
+        reconnect_time_wait=1,
         pending_size=0,
         drain_timeout=_DRAIN_S,
     )

@@ -1,1 +1,1 @@
-"""NATS, Redis, ClickHouse's engine and a Claude API simulator as local processes. Read stack.py first."""
+"""NATS, Redis, ClickHouse's engine and a Claude API simulator as local processes. Read run.py first."""

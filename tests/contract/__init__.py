@@ -1,0 +1,1 @@
+"""Tests of contract. Read tests/conftest.py first."""

@@ -1,0 +1,1 @@
+"""The whole relay against the simulator. Read relay.py first."""

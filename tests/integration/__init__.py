@@ -1,0 +1,1 @@
+"""Tests of integration. Read tests/conftest.py first."""

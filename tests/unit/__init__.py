@@ -1,0 +1,1 @@
+"""Tests of unit. Read tests/conftest.py first."""

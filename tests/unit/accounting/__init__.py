@@ -1,0 +1,1 @@
+"""Tests of unit/accounting. Read tests/conftest.py first."""

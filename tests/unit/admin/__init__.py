@@ -1,0 +1,1 @@
+"""Tests of unit/admin. Read tests/conftest.py first."""

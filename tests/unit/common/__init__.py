@@ -1,0 +1,1 @@
+"""Tests of unit/common. Read tests/conftest.py first."""

@@ -1,0 +1,1 @@
+"""Tests of unit/gateway. Read tests/conftest.py first."""

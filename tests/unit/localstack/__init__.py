@@ -1,0 +1,1 @@
+"""Tests of unit/localstack. Read tests/conftest.py first."""
