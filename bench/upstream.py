@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from typing import Final
+from typing import Final, cast
 
 import uvloop
 
@@ -55,8 +55,7 @@ class _Connection(asyncio.Protocol):
         self._buffer = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data

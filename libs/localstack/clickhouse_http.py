@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import lz4.frame
-import uvicorn
 from chdb import session
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
+
+from libs.common import serving
 
 _BODY_BYTES_MAX: Final = 256 * 1024 * 1024
 _INSERT_NATIVE: Final = re.compile(rb"\s*INSERT\s.*?\sFORMAT\s+Native\s*?\n", re.IGNORECASE | re.DOTALL)
@@ -151,7 +152,7 @@ def _unpacked(body: bytes, coding: str) -> bytes:
         case "deflate":
             return zlib.decompress(body)
         case "lz4":
-            return bytes(lz4.frame.decompress(body))
+            return bytes(lz4.frame.decompress(body))  # type: ignore[attr-defined]
         case _:
             raise ValueError(f"Code: 38. DB::Exception: content-encoding {coding} is not supported here")
 
@@ -161,7 +162,7 @@ def main(directory: str, port: str) -> None:
     Path(directory).mkdir(parents=True, exist_ok=True)
     engine = Engine(Path(directory))
     try:
-        uvicorn.run(create_app(engine), host="127.0.0.1", port=int(port), log_level="warning", ws="none")
+        serving.run(serving.plain_server(create_app(engine), host="127.0.0.1", port=int(port)), log_level="warning")
     finally:
         engine.close()
 

@@ -1,13 +1,13 @@
 """`python -m services.accounting` runs a worker; `python -m services.accounting bootstrap` prepares streams and tables."""
 
 import asyncio
-import logging
 import sys
 
 import uvloop
 
 from libs.common import config as settings
-from services.accounting.app import bootstrap, make_server
+from libs.common import serving
+from services.accounting.app import bootstrap, create_app
 from services.accounting.ledger import LedgerUnavailable
 
 _BOOTSTRAP_S = 60
@@ -21,10 +21,10 @@ def main(arguments: list[str]) -> int:
     except settings.ConfigError as error:
         print(f"accounting: {error}", file=sys.stderr)
         return 2
-    logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
     match arguments:
         case []:
-            uvloop.run(make_server(config).serve())
+            server = serving.plain_server(create_app(config), host=config.host, port=config.accounting_port)
+            serving.run(server, log_level=config.log_level)
             return 0
         case ["bootstrap"]:
             return _bootstrap(config)

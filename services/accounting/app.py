@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -101,21 +100,4 @@ def create_app(config: AccountingConfig) -> Starlette:
     return Starlette(
         routes=[Route("/healthz", healthy), Route("/readyz", ready), Route("/metrics", scrape)],
         lifespan=lifespan,
-    )
-
-
-def make_server(config: AccountingConfig) -> uvicorn.Server:
-    """A server that is ready to `serve()`; SIGTERM and SIGINT end it after the batch in hand."""
-    return uvicorn.Server(
-        uvicorn.Config(
-            create_app(config),
-            host=config.host,
-            port=config.accounting_port,
-            access_log=False,
-            log_config=None,
-            server_header=False,
-            ws="none",
-            lifespan="on",
-            timeout_graceful_shutdown=2,
-        )
     )

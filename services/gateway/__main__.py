@@ -1,13 +1,11 @@
 """`python -m services.gateway`: read the settings, serve until SIGTERM."""
 
-import logging
 import sys
 
-import uvloop
-
 from libs.common import config as settings
+from libs.common import serving
 from services.gateway.app import create_app
-from services.gateway.server import BodyBudget, ServerLimits, make_server
+from services.gateway.edge import BodyBudget, ServerLimits, make_server
 
 
 def main() -> int:
@@ -17,7 +15,6 @@ def main() -> int:
     except settings.ConfigError as error:
         print(f"gateway: {error}", file=sys.stderr)
         return 2
-    logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
     budget = BodyBudget(config.bodies_in_flight_bytes_max)
     server = make_server(
         create_app(config, body_budget=budget),
@@ -34,7 +31,7 @@ def main() -> int:
         body_budget=budget,
         shutdown_seconds=config.shutdown_seconds,
     )
-    uvloop.run(server.serve())
+    serving.run(server, log_level=config.log_level)
     return 0
 
 

@@ -25,7 +25,7 @@ from services.gateway.exchange import Drains, Services
 from services.gateway.free import FreePaths
 from services.gateway.proxy import Proxy
 from services.gateway.publisher import Publisher
-from services.gateway.server import BodyBudget
+from services.gateway.edge import BodyBudget
 from services.gateway.transport import TransportConfig, UpstreamTransport
 from services.gateway.upstream import Upstream
 

@@ -1,7 +1,7 @@
 """What the relay must know of a request body, read from a copy: the body itself is forwarded as it came.
 
-The fast decoder reads the top level only. It may be stricter than the API (lone surrogates, deep nesting, `stream: null`):
-what it refuses is judged again by `tolerant.py`.
+The fast decoder reads the top level only and skips over the rest. It may be stricter than the API (lone surrogates, deep
+nesting): what it refuses is judged again, more tolerantly, in `_members`.
 """
 
 import re
@@ -12,18 +12,15 @@ import msgspec
 from libs.common.errors import BadRequest
 from services.gateway import tolerant
 
-_MONEY_KEYS: Final = ("model", "max_tokens", "stream")
-_QUOTED: Final = tuple(f'"{name}"'.encode() for name in _MONEY_KEYS)
-_ESCAPED_LETTER: Final = re.compile(rb"\\u00[4-7]")
-"""An escaped ASCII letter: the only way to spell a money key differently. No encoder writes one."""
-_TTL_1H: Final = re.compile(rb'"cache_control"\s*:\s*\{[^{}]*"ttl"\s*:\s*"1h"')
-_BASE64_DATA: Final = re.compile(rb'"data"\s*:\s*"([A-Za-z0-9+/=_-]{256,})"')
+_MONEY_KEYS: Final = frozenset({"model", "max_tokens", "stream", "speed", "inference_geo", "fallbacks", "tools"})
+_UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+_CACHE_CONTROL: Final = b'"cache_control"'
+_TTL_1H: Final = re.compile(rb'"cache_control"\s*+:\s*+\{[^{}]*"ttl"\s*+:\s*+"1h"')
+_CACHE_CONTROLS_MAX: Final = 1000  # the API takes 4; beyond this nobody looks on
+_BASE64_BEGUN: Final = re.compile(rb'"data"\s*+:\s*+"[A-Za-z0-9+/=_\\-]{256}')
 _BYTES_PER_TOKEN_X2: Final = 7  # 3.5 bytes of text a token (DESIGN.md, decisions)
 _MEDIA_TOKENS: Final = 1600
-
-_decode_top: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_decode_model: Final = msgspec.json.Decoder(str).decode
-_decode_any: Final = msgspec.json.Decoder().decode
+_NAMED_MODELS_BYTES_MAX: Final = 4 * 1024 * 1024
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,51 +37,84 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     input_estimated_tokens: int
 
 
+class _Name:
+    """A top-level name that equals nothing but itself, so that the decoder keeps one that stands twice."""
+
+    __slots__ = ("text",)
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
+class _TopLevel:
+    """Decodes an object to its members as raw slices, in order, duplicates included."""
+
+    def __init__(self) -> None:
+        self._names_left = 0
+        self._decode = msgspec.json.Decoder(dict[_Name, msgspec.Raw], dec_hook=self._name).decode
+
+    def read(self, body: bytes) -> list[tuple[str, Any]]:
+        self._names_left = tolerant.MEMBERS_MAX
+        return [(name.text, raw) for name, raw in self._decode(body).items()]
+
+    def _name(self, _: type, text: str) -> _Name:
+        self._names_left -= 1
+        if self._names_left < 0:
+            raise BadRequest(f"The request body has more than {tolerant.MEMBERS_MAX} fields.")
+        return _Name(text)
+
+
+class _Named(msgspec.Struct):
+    """An entry of `fallbacks` or `tools`."""
+
+    type: Any = None
+    model: Any = None
+
+
+_top_level: Final = _TopLevel()
+_decode_model: Final = msgspec.json.Decoder(str).decode
+_decode_any: Final = msgspec.json.Decoder().decode
+_decode_fallbacks: Final = msgspec.json.Decoder(list[_Named] | str | None).decode
+_decode_tools: Final = msgspec.json.Decoder(list[_Named] | None).decode
+
+
 def peek(body: bytes) -> Ask:
     """Read a request body. Raises BadRequest for a body that is not a JSON object, has no readable `model`, names a
     money-deciding key twice, or says who else is to pay."""
-    top = _top_level(body)
-    if b"billing_policy" in body and "billing_policy" in top:
+    top: dict[str, Any] = {}
+    for name, raw in _members(body):
+        if name in top and name in _MONEY_KEYS:
+            raise BadRequest(f"{name}: the field stands twice in the request body; send it once.")
+        top[name] = raw
+    if "billing_policy" in top:
         raise BadRequest("billing_policy: this relay bills your account; remove the field.")
     return Ask(
         model=_model(top),
         stream=_stream(top),
         max_tokens=_max_tokens(top),
-        other_models=_other_models(top),
+        other_models=(*_fallback_models(top), *_advisor_models(top)),
         speed=_text_or_none(top, "speed"),
         inference_geo=_text_or_none(top, "inference_geo"),
-        cache_ttl_1h=b'"1h"' in body and _TTL_1H.search(body) is not None,
+        cache_ttl_1h=_asks_for_1h(body),
         input_estimated_tokens=_estimate(body),
     )
 
 
-def _top_level(body: bytes) -> dict[str, Any]:
-    """Top-level members as raw slices, proven free of a second `model`, `max_tokens` or `stream`."""
-    if b"\\u00" in body and _ESCAPED_LETTER.search(body):
-        return _tolerantly(body)
+def _members(body: bytes) -> list[tuple[str, Any]]:
     try:
-        top = _decode_top(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return _tolerantly(body)
-    for name, quoted in zip(_MONEY_KEYS, _QUOTED, strict=True):
-        count = body.count(quoted)
-        # every other occurrence must lie inside a value, or the decoder has dropped a duplicate of it
-        if count > 1 and count != (name in top) + sum(bytes(raw).count(quoted) for raw in top.values()):
-            raise BadRequest(f"{name}: the field stands twice in the request body; send it once.")
-    return top
-
-
-def _tolerantly(body: bytes) -> dict[str, Any]:
+        return _top_level.read(body)
+    except RecursionError:
+        pass
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        try:
+            # lone surrogates become private-use characters: same length, same structure
+            return _top_level.read(body.replace(rb"\ud", rb"\ue").replace(rb"\uD", rb"\uE"))
+        except _UNREADABLE:
+            pass
     try:
-        members = tolerant.top_level(body)
+        return list(tolerant.top_level(body))
     except tolerant.NotAnObject as error:
         raise BadRequest(f"The request body is not a JSON object: {error}.") from None
-    top: dict[str, Any] = {}
-    for name, raw in members:
-        if name in top and name in _MONEY_KEYS:
-            raise BadRequest(f"{name}: the field stands twice in the request body; send it once.")
-        top[name] = raw
-    return top
 
 
 def _model(top: dict[str, Any]) -> str:
@@ -93,7 +123,7 @@ def _model(top: dict[str, Any]) -> str:
         raise BadRequest("model: Field required")
     try:
         return _decode_model(raw)
-    except msgspec.MsgspecError:
+    except _UNREADABLE:
         raise BadRequest("model: Input should be a valid string") from None
 
 
@@ -107,6 +137,8 @@ def _stream(top: dict[str, Any]) -> bool:
 def _max_tokens(top: dict[str, Any]) -> int:
     """0 where it is absent or not a count: the upstream answers that with its own 400."""
     value = _scalar(top, "max_tokens")
+    if isinstance(value, float) and value.is_integer():  # 1e3 may well be taken for 1000
+        value = int(value)
     return value if type(value) is int and value >= 0 else 0
 
 
@@ -121,36 +153,54 @@ def _scalar(top: dict[str, Any], name: str) -> Any:
         return None
     try:
         return _decode_any(raw)
-    except (msgspec.MsgspecError, RecursionError):
-        return None
+    except _UNREADABLE:
+        raise BadRequest(f"{name}: the field cannot be read") from None
 
 
-def _other_models(top: dict[str, Any]) -> tuple[str, ...]:
-    names: list[str] = []
-    fallbacks = _scalar(top, "fallbacks") if "fallbacks" in top else None
-    if isinstance(fallbacks, list):
-        names += [entry["model"] for entry in fallbacks if isinstance(entry, dict) and _names_model(entry)]
-    if "tools" in top and b"advisor" in bytes(top["tools"]):
-        tools = _scalar(top, "tools")
-        entries = tools if isinstance(tools, list) else []
-        names += [entry["model"] for entry in entries if isinstance(entry, dict) and _is_advisor(entry)]
-    return tuple(names)
+def _fallback_models(top: dict[str, Any]) -> list[str]:
+    if "fallbacks" not in top:
+        return []
+    entries = _entries(top["fallbacks"], "fallbacks", _decode_fallbacks)
+    return [entry.model for entry in entries if isinstance(entry.model, str)]
 
 
-def _is_advisor(tool: dict[str, Any]) -> bool:
-    return str(tool.get("type", "")).startswith("advisor") and _names_model(tool)
+def _advisor_models(top: dict[str, Any]) -> list[str]:
+    raw = bytes(top.get("tools", b""))
+    if b"advisor" not in raw and rb"\u00" not in raw:  # an escaped letter may hide the word
+        return []
+    entries = _entries(raw, "tools", _decode_tools)
+    return [entry.model for entry in entries if str(entry.type).startswith("advisor") and isinstance(entry.model, str)]
 
 
-def _names_model(entry: dict[str, Any]) -> bool:
-    return isinstance(entry.get("model"), str)
+def _entries(raw: Any, name: str, decode: Any) -> list[_Named]:
+    if len(bytes(raw)) > _NAMED_MODELS_BYTES_MAX:
+        raise BadRequest(f"{name}: the field is larger than {_NAMED_MODELS_BYTES_MAX // (1024 * 1024)} MB")
+    try:
+        entries = decode(raw)
+    except _UNREADABLE:
+        raise BadRequest(f"{name}: the field cannot be read") from None
+    return entries if isinstance(entries, list) else []
+
+
+def _asks_for_1h(body: bytes) -> bool:
+    at = -1
+    for _ in range(_CACHE_CONTROLS_MAX):
+        at = body.find(_CACHE_CONTROL, at + 1)
+        if at < 0:
+            return False
+        if _TTL_1H.match(body, at):
+            return True
+    return False
 
 
 def _estimate(body: bytes) -> int:
     """Input tokens, roughly: text by its bytes, base64 media by a flat figure. What a cancelled JSON request is billed."""
     media = 0
     text_bytes = len(body)
-    if b'"base64"' in body:
-        for match in _BASE64_DATA.finditer(body):
-            media += 1
-            text_bytes -= match.end(1) - match.start(1)
+    begun = _BASE64_BEGUN.search(body) if b'"base64"' in body else None
+    while begun:
+        media += 1
+        end = body.find(b'"', begun.end())
+        text_bytes -= (end if end >= 0 else len(body)) - begun.end()
+        begun = _BASE64_BEGUN.search(body, begun.end())
     return text_bytes * 2 // _BYTES_PER_TOKEN_X2 + media * _MEDIA_TOKENS

@@ -19,7 +19,7 @@ from services.gateway import admission, asgi, peek
 from services.gateway.admission import Admission
 from services.gateway.exchange import Exchange, Services
 from services.gateway.free import FreePaths
-from services.gateway.server import BodyBudget, connection_listed
+from services.gateway.edge import BodyBudget, connection_listed
 from services.gateway.targets import Refusal, Route, Target, resolve
 from services.gateway.upstream import Call
 

@@ -1,0 +1,39 @@
+"""How a service runs its HTTP server: uvloop, one log format, and a clean exit after SIGTERM."""
+
+import logging
+import signal
+from typing import Final
+
+import uvicorn
+import uvloop
+from starlette.types import ASGIApp
+
+_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s %(message)s"
+_GRACE_S: Final = 5
+
+
+def plain_server(app: ASGIApp, *, host: str, port: int) -> uvicorn.Server:
+    """A server for paths that need no limits of their own: health, and the control plane behind its token."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host=host,
+            port=port,
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            proxy_headers=False,
+            ws="none",
+            lifespan="on",
+            timeout_graceful_shutdown=_GRACE_S,
+        )
+    )
+
+
+def run(server: uvicorn.Server, *, log_level: str) -> None:
+    """Serve until SIGTERM or SIGINT; return when running work has ended and the lifespan is closed."""
+    logging.basicConfig(level=log_level.upper(), format=_FORMAT)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # uvicorn raises the signal again when it is done; without a handler that would kill us before our own clean-up
+        signal.signal(number, lambda *_: None)
+    uvloop.run(server.serve())

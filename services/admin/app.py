@@ -1,0 +1,122 @@
+"""START HERE. Builds the control plane: one list of operations, from which router and OpenAPI document are made.
+
+Every operation asks for the admin token; there is no way to add one that does not.
+"""
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Final
+
+from nats.aio.client import Client
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from libs.common import redisclient, streams
+from libs.common.balances import Balances
+from libs.common.config import AdminConfig, ConfigError
+from libs.common.directory import Directory
+from libs.common.runtime import spawn
+from services.admin import accounts, balance, credits, keys, openapi, requests
+from services.admin.control import Control
+from services.admin.ledger import Ledger
+from services.admin.problems import Missing, Problem, WrongMethod, answer_problem, answer_unexpected
+from services.admin.resource import Context, Operation, authorize
+
+PREFIX: Final = "/api/v1"
+OPERATIONS: Final = (
+    *accounts.OPERATIONS,
+    *credits.OPERATIONS,
+    *keys.OPERATIONS,
+    *balance.OPERATIONS,
+    *requests.OPERATIONS,
+)
+_TOKEN_CHARS_MIN: Final = 16
+_HOME: Final = """The control plane of this relay.
+
+API        /api/v1        Authorization: Bearer <admin token>
+OpenAPI    /api/openapi.json
+
+There is no console yet; docs/api.md in the repository shows the API by example.
+"""
+
+
+def create_app(config: AdminConfig) -> Starlette:
+    """The application. Raises ConfigError for a token that is too short to be one."""
+    if len(config.admin_token) < _TOKEN_CHARS_MIN:
+        raise ConfigError(f"RELAY_ADMIN_TOKEN must have at least {_TOKEN_CHARS_MIN} characters")
+    redis = redisclient.connect(config.redis_url)
+    balances = Balances(redis)
+    broker = Client()
+    ledger = Ledger(config.clickhouse_url)
+    context = Context(
+        control=Control(broker.jetstream(), Directory(redis, balances)),
+        ledger=ledger,
+        balances=balances,
+        admin_token=config.admin_token,
+    )
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        connecting = spawn(streams.connect(config.nats_url, name="relay-admin", client=broker), name="nats-connect")
+        try:
+            yield
+        finally:
+            connecting.cancel()
+            if broker.is_connected:
+                await broker.close()
+            await ledger.close()
+            await redis.aclose()
+
+    async def ready(_: Request) -> Response:
+        state = {
+            "nats": broker.is_connected,
+            "redis": await redisclient.answers(redis),
+            "clickhouse": await ledger.answers(),
+        }
+        return JSONResponse(state, status_code=200 if all(state.values()) else 503)
+
+    return Starlette(
+        routes=[
+            *(_route(context, operation) for operation in OPERATIONS),
+            Route("/api/openapi.json", _openapi),
+            Route("/healthz", _healthy),
+            Route("/readyz", ready),
+            Route("/", _home),
+        ],
+        exception_handlers={Problem: answer_problem, 404: _no_path, 405: _no_method, 500: answer_unexpected},
+        lifespan=lifespan,
+    )
+
+
+def _route(context: Context, operation: Operation) -> Route:
+    return Route(PREFIX + operation.path, _authorized(context, operation), methods=[operation.method])
+
+
+def _authorized(context: Context, operation: Operation) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(request: Request) -> Response:
+        authorize(request, context.admin_token)
+        return await operation.handler(context, request)
+
+    return endpoint
+
+
+async def _openapi(_: Request) -> Response:
+    return JSONResponse(openapi.document(OPERATIONS, prefix=PREFIX))
+
+
+async def _healthy(_: Request) -> Response:
+    return JSONResponse({"status": "ok"})
+
+
+async def _home(_: Request) -> Response:
+    return PlainTextResponse(_HOME)
+
+
+async def _no_path(request: Request, error: Exception) -> Response:
+    return await answer_problem(request, Missing("There is no such path; see /api/openapi.json."))
+
+
+async def _no_method(request: Request, error: Exception) -> Response:
+    return await answer_problem(request, WrongMethod("This path takes another method; see /api/openapi.json."))

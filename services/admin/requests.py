@@ -1,0 +1,171 @@
+"""Ledger rows and receipts."""
+
+import base64
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any, Final
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from libs.common import ids, money
+from services.admin.ledger import Row
+from services.admin.problems import BadInput, Missing
+from services.admin.resource import Context, Operation, respond, time_of
+
+_LIMIT_DEFAULT: Final = 100
+_LIMIT_MAX: Final = 1000
+_ID_CHARS_MAX: Final = 128
+_ATTOS_PER_USD: Final = 10**18
+_MTOK: Final = 10**6
+
+
+class LineView(msgspec.Struct, kw_only=True, rename={"price_class": "class"}):
+    """One line of a receipt."""
+
+    model: str
+    price_class: str
+    quantity: int
+    """Tokens, or searches."""
+    unit_price_usd_per_mtok: str
+    """Per million tokens (or searches), modifiers and the account's multiplier included."""
+    amount_usd: str
+
+
+class RequestView(msgspec.Struct, kw_only=True):
+    """A ledger row. Lines add up to the total exactly."""
+
+    request_id: str
+    version: int
+    time: str
+    account_id: str
+    key_id: str
+    path: str
+    model_asked: str
+    model_answered: str
+    stream: bool
+    status: int
+    outcome: str
+    stop_reason: str
+    usage: dict[str, Any]
+    lines: list[LineView]
+    total_usd: str
+    total_nanos: int
+    price_book_version: str
+    multiplier_ppm: int
+    cache_ttl_1h: bool
+    declined_models: list[str]
+    upstream_request_id: str
+    attempts: int
+    first_byte_us: int
+    duration_us: int
+    bytes_in: int
+    bytes_out: int
+    client: str
+
+
+class RequestPage(msgspec.Struct):
+    """Newest first."""
+
+    data: list[RequestView]
+    next_cursor: str | None
+
+
+async def list_page(context: Context, request: Request) -> Response:
+    """GET /requests."""
+    query = request.query_params
+    filters: dict[str, Any] = {name: query[name] for name in ("account_id", "key_id") if query.get(name)}
+    for name in ("from", "to"):
+        if query.get(name):
+            filters[f"{name}_ms"] = _time_ms(name, query[name])
+    if query.get("cursor"):
+        filters["before_ms"], filters["before_id"] = _cursor(query["cursor"])
+    limit = _limit(query.get("limit", str(_LIMIT_DEFAULT)))
+    rows = await context.ledger.requests(filters, limit + 1)
+    views = [_view(row) for row in rows[:limit]]
+    more = len(rows) > limit
+    return respond(RequestPage(views, _encode_cursor(views[-1].request_id) if more else None))
+
+
+async def show(context: Context, request: Request) -> Response:
+    """GET /requests/{request_id}: by our id, or by the upstream's."""
+    row = await context.ledger.request(request.path_params["request_id"][:_ID_CHARS_MAX])
+    if row is None:
+        raise Missing("There is no such request in the ledger (a request stands there a moment after its end).")
+    return respond(_view(row))
+
+
+def _view(row: Row) -> RequestView:
+    lines = [
+        LineView(
+            model=model,
+            price_class=price_class,
+            quantity=quantity,
+            unit_price_usd_per_mtok=_usd_per_mtok(unit_price_attos),
+            amount_usd=money.format_usd(amount_nanos),
+        )
+        for model, price_class, quantity, unit_price_attos, amount_nanos in zip(
+            row["line_models"],
+            row["line_classes"],
+            row["line_quantities"],
+            row["line_unit_prices_attos"],
+            row["line_amounts_nanos"],
+            strict=True,
+        )
+    ]
+    plain = {name: row[name] for name in RequestView.__struct_fields__ if name in row}
+    plain |= {
+        "time": time_of(ids.id_time_ms(row["request_id"])),
+        "usage": msgspec.json.decode(row["usage"]),
+        "lines": lines,
+        "total_usd": money.format_usd(row["total_nanos"]),
+    }
+    return RequestView(**plain)
+
+
+def _usd_per_mtok(attos: int) -> str:
+    value = Decimal(attos) * _MTOK / _ATTOS_PER_USD
+    text = format(value.normalize(), "f")
+    whole, _, fraction = text.partition(".")
+    return f"{whole}.{fraction.ljust(2, '0')}"
+
+
+def _time_ms(name: str, text: str) -> int:
+    """RFC 3339, a date (midnight UTC), or Unix milliseconds."""
+    if text.isascii() and text.isdigit() and len(text) <= 14 and len(text) != 8:
+        return int(text)
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise BadInput(f"{name} must be a time such as 2026-11-23T20:00:00Z or a date.") from None
+    return int((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * 1000)
+
+
+def _limit(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 9 and 1 <= int(text) <= _LIMIT_MAX):
+        raise BadInput(f"limit must be a number from 1 to {_LIMIT_MAX}.")
+    return int(text)
+
+
+def _encode_cursor(request_id: str) -> str:
+    return base64.urlsafe_b64encode(request_id.encode()).decode().rstrip("=")
+
+
+def _cursor(text: str) -> tuple[int, str]:
+    try:
+        request_id = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode("ascii")
+        return ids.id_time_ms(request_id), request_id
+    except ValueError:
+        raise BadInput("cursor must be one that an earlier answer gave.") from None
+
+
+OPERATIONS = (
+    Operation(
+        method="GET", path="/requests", handler=list_page, summary="List ledger rows, newest first",
+        answer=RequestPage, query=("account_id", "key_id", "from", "to", "limit", "cursor"),
+    ),
+    Operation(
+        method="GET", path="/requests/{request_id}", handler=show, summary="Show a receipt", answer=RequestView
+    ),
+)  # fmt: skip

@@ -1,0 +1,202 @@
+"""One request on a caller's connection, and how its answer is written. uvicorn's cycle, with its differences:
+
+The head is checked as a whole; HTTP/1.0 gets no chunks; our own 500 has Anthropic's shape; a connection that must close does so through
+the protocol, which knows whether the caller is still sending.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from typing import Final, Protocol
+
+from uvicorn._types import ASGI3Application, ASGISendEvent, HTTPScope
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from libs.common import ids
+from libs.common.errors import InternalError, RelayError
+from services.gateway.headers import Headers
+
+_log: Final = logging.getLogger("relay.server")
+_BODILESS: Final = frozenset({204, 304})
+_OWN_FAULT: Final = "The relay failed while it handled this request."
+
+
+class BodyBudget:
+    """Bytes of request bodies in memory, over all connections of the process.
+
+    A body counts from its arrival until its answer begins, or its handler has returned. Who sends the byte that is too many is
+    refused with 529 by the server; the application looks at `is_exhausted` to refuse before it reads.
+    """
+
+    def __init__(self, bytes_max: int) -> None:
+        self.bytes_max = bytes_max
+        self.bytes_held = 0
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether new requests must wait."""
+        return self.bytes_held >= self.bytes_max
+
+
+class Edge(Protocol):
+    """What a cycle needs of its connection."""
+
+    transport: asyncio.Transport
+    flow: FlowControl
+    scope: HTTPScope
+    budget: BodyBudget
+    server_state: ServerState
+    access_logger: logging.Logger
+
+    def on_response_complete(self) -> None:
+        """The answer is whole; the next request may be read."""
+
+    def close(self) -> None:
+        """End the connection once what was written has gone out."""
+
+
+class Cycle(RequestResponseCycle):
+    """See the module's docstring."""
+
+    def __init__(self, edge: Edge, *, keep_alive: bool, expects_continue: bool) -> None:
+        super().__init__(
+            edge.scope,
+            edge.transport,
+            edge.flow,
+            _log,
+            edge.access_logger,
+            access_log=False,
+            default_headers=edge.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=expects_continue,
+            keep_alive=keep_alive,
+            on_response=edge.on_response_complete,
+        )
+        self._edge = edge
+        self._body_bytes = 0
+        self._has_body = True
+        self._left: int | None = None
+        """Bytes of the answer still due; None where its length is not declared."""
+
+    def hold_body(self, size: int) -> bool:
+        """Count bytes of the request's body as held in memory. False: the process holds too many."""
+        if self.response_started:
+            return True
+        budget = self._edge.budget
+        self._body_bytes += size
+        budget.bytes_held += size
+        return budget.bytes_held <= budget.bytes_max
+
+    def _release_body(self) -> None:
+        if self._body_bytes:
+            self._edge.budget.bytes_held -= self._body_bytes
+            self._body_bytes = 0
+
+    async def run_asgi(self, app: ASGI3Application) -> None:
+        """The request's task. An application that returns in mid-answer breaks the connection: no client takes that for an end."""
+        try:
+            await app(self.scope, self.receive, self.send)
+        except (Exception, asyncio.CancelledError) as error:
+            _log.error("the application failed", exc_info=error)
+        try:
+            if self.disconnected or self.response_complete:
+                return
+            if self.response_started:
+                self._edge.close()
+            else:
+                await self.send_500_response()
+        finally:
+            self._release_body()
+
+    async def send_500_response(self) -> None:
+        """The application has failed without a word."""
+        status, headers, body = answer_of(InternalError(_OWN_FAULT))
+        await self.send({"type": "http.response.start", "status": status, "headers": headers})
+        await self.send({"type": "http.response.body", "body": body})
+
+    async def send(self, message: ASGISendEvent) -> None:
+        """ASGI. Waits while the caller does not take what was written."""
+        if self.flow.write_paused and not self.disconnected:
+            await self.flow.drain()
+        if self.disconnected:
+            return
+        if self.response_complete:
+            raise RuntimeError(f"{message['type']} after the answer was complete")
+        if message["type"] == "http.response.body" and self.response_started:
+            self._send_body(message.get("body", b""), more=message.get("more_body", False))
+        elif message["type"] == "http.response.start" and not self.response_started:
+            self._send_head(message["status"], message.get("headers", ()))
+        else:
+            raise RuntimeError(f"{message['type']} is out of order")
+
+    def _send_head(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        """`headers` as ASGI has them: names in lower case."""
+        self.waiting_for_100_continue = False
+        self._has_body = self.scope["method"] != "HEAD" and status not in _BODILESS
+        lines = [STATUS_LINE[status][:-2]]
+        for name, value in (*self.default_headers, *headers):
+            if name == b"content-length":
+                self._left = int(value)
+            elif name == b"connection":
+                self.keep_alive = self.keep_alive and b"close" not in value.lower()
+                continue
+            elif name == b"transfer-encoding":
+                continue
+            lines.append(name + b": " + value)
+        self.chunked_encoding = False
+        if self._left is None and self._has_body:
+            if self.scope["http_version"] == "1.1":
+                self.chunked_encoding = True
+                lines.append(b"transfer-encoding: chunked")
+            else:
+                self.keep_alive = False  # the end of the connection is the end of the body
+        if not self.keep_alive:
+            lines.append(b"connection: close")
+        lines += (b"", b"")
+        head = b"\r\n".join(lines)
+        breaks = len(lines) - 1
+        if head.count(b"\n") != breaks or head.count(b"\r") != breaks or b"\0" in head:
+            raise RuntimeError("a line break inside a response header")
+        self.response_started = True
+        self._release_body()
+        self.transport.write(head)
+
+    def _send_body(self, body: bytes, *, more: bool) -> None:
+        if not self._has_body:
+            self._left = 0
+        elif self.chunked_encoding:
+            pieces = [b"%x\r\n" % len(body), body, b"\r\n"] if body else []
+            if not more:
+                pieces.append(b"0\r\n\r\n")
+            self.transport.write(b"".join(pieces))
+        else:
+            if self._left is not None:
+                self._left -= len(body)
+                if self._left < 0:
+                    raise RuntimeError("the body is longer than its content-length")
+            self.transport.write(body)
+        if more:
+            return
+        if self._left:
+            raise RuntimeError("the body is shorter than its content-length")
+        self.response_complete = True
+        self.message_event.set()
+        if not self.keep_alive:
+            self._edge.close()
+        self.on_response()
+
+
+def answer_of(error: RelayError) -> tuple[int, Headers, bytes]:
+    """Status, headers and body of an error that the server itself answers."""
+    request_id = ids.new_request_id()
+    body = error.body(request_id)
+    headers: Headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"request-id", request_id.encode()),
+        (b"x-relay-request-id", request_id.encode()),
+    ]
+    headers += [(name.encode(), value.encode()) for name, value in error.headers.items()]
+    return error.status, headers, body
