@@ -4,6 +4,7 @@ Prints one JSON object: requests, errors, seconds, and the time from request to 
 """
 
 import asyncio
+import functools
 import json
 import sys
 import time
@@ -30,7 +31,7 @@ class _Connection(asyncio.Protocol):
         self._started = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
         self._next()
 
     def _next(self) -> None:
@@ -94,7 +95,7 @@ async def _main(url: str, key: str, kind: str, requests: int, connections: int) 
         ended = loop.create_future()
         ends.append(ended)
         await loop.create_connection(
-            lambda ended=ended: _Connection(run, ended), address.hostname, address.port  # type: ignore[misc]
+            functools.partial(_Connection, run, ended), address.hostname or "", address.port or 80
         )
     await asyncio.gather(*ends)
     seconds = time.perf_counter() - started

@@ -11,7 +11,9 @@ from libs.common.runtime import spawn
 _DELTAS: Final = 57
 _MODEL: Final = b'"model":"claude-sonnet-4-6"'
 _ANSWER: Final = (
-    b'{"id":"msg_01","type":"message","role":"assistant",' + _MODEL + b',"content":[{"type":"text","text":"'
+    b'{"id":"msg_01","type":"message","role":"assistant",'
+    + _MODEL
+    + b',"content":[{"type":"text","text":"'
     + b"Hello there, this is a reply. " * 24
     + b'"}],"stop_reason":"end_turn","stop_sequence":null,"usage":{"input_tokens":25,"cache_creation_input_tokens":0,'
     b'"cache_read_input_tokens":0,"output_tokens":150,"service_tier":"standard"}}'
@@ -38,9 +40,7 @@ _START: Final = _event(
     b'"stop_sequence":null,"usage":{"input_tokens":25,"cache_creation_input_tokens":0,"cache_read_input_tokens":0,'
     b'"output_tokens":1,"service_tier":"standard"}}',
 ) + _event(b"content_block_start", b',"index":0,"content_block":{"type":"text","text":""}')
-_DELTA: Final = _event(
-    b"content_block_delta", b',"index":0,"delta":{"type":"text_delta","text":"Hello there, friend"}'
-)
+_DELTA: Final = _event(b"content_block_delta", b',"index":0,"delta":{"type":"text_delta","text":"Hello there, friend"}')
 _END: Final = (
     _event(b"content_block_stop", b',"index":0')
     + _event(b"message_delta", b',"delta":{"stop_reason":"end_turn"},"usage":{"output_tokens":150}')
@@ -55,7 +55,7 @@ class _Connection(asyncio.Protocol):
         self._buffer = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data

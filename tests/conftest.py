@@ -22,7 +22,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in list(os.environ):
         if name in _CLEARED or name.lower().endswith("_proxy") or name.startswith("RELAY_UPSTREAM"):
             del os.environ[name]
-    socket.socket.connect = _guarded_connect  # type: ignore[method-assign]
+    socket.socket.connect = _guarded_connect  # type: ignore[method-assign, assignment]
 
 
 def pytest_report_header(config: pytest.Config) -> str:

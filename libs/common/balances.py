@@ -73,9 +73,7 @@ class Balances:
 
     async def admit(self, account_id: str, key_id: str) -> Granted | Refused:
         """Whether a message request of that key may go upstream now. Raises StoreUnavailable."""
-        reply = await self._call(
-            "admit", 2, rediskeys.account(account_id), rediskeys.api_key(account_id, key_id)
-        )
+        reply = await self._call("admit", 2, rediskeys.account(account_id), rediskeys.api_key(account_id, key_id))
         if reply[0] == b"OK":
             return Granted(int(reply[1]), reply[2].decode())
         return Refused(reply[1].decode(), reply[2].decode())
@@ -117,9 +115,7 @@ class Balances:
     async def read(self, account_id: str) -> Balance | None:
         """The balance of an account, None if Redis knows no such account. Raises StoreUnavailable."""
         try:
-            values = await self._redis.hmget(
-                rediskeys.account(account_id), ["balance", "held", "spent", "granted"]
-            )
+            values = await self._redis.hmget(rediskeys.account(account_id), ["balance", "held", "spent", "granted"])
         except (RedisError, OSError) as error:
             raise StoreUnavailable(str(error)) from error
         if values[0] is None:
@@ -158,9 +154,7 @@ class Balances:
         for text in self._texts.values():
             await self._redis.script_load(text)
 
-    async def _execute(
-        self, calls: list[tuple[asyncio.Future[Any], _Script, tuple[str | bytes, ...]]]
-    ) -> list[Any]:
+    async def _execute(self, calls: list[tuple[asyncio.Future[Any], _Script, tuple[str | bytes, ...]]]) -> list[Any]:
         pipeline = self._redis.pipeline(transaction=False)
         for _, script, arguments in calls:
             pipeline.execute_command("EVALSHA", self._shas[script], *arguments)

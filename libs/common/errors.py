@@ -24,9 +24,7 @@ _encode = msgspec.json.Encoder().encode
 
 def error_body(kind: str, message: str, request_id: str, **fields: Any) -> bytes:
     """The JSON body of an error: `{"type":"error","error":{"type":…,"message":…, **fields},"request_id":…}`."""
-    return _encode(
-        {"type": "error", "error": {"type": kind, "message": message, **fields}, "request_id": request_id}
-    )
+    return _encode({"type": "error", "error": {"type": kind, "message": message, **fields}, "request_id": request_id})
 
 
 class RelayError(Exception):

@@ -116,14 +116,14 @@ def _object(parent: Usage, name: str) -> Usage:
     value = parent.get(name) or {}
     if not isinstance(value, dict):
         raise UsageUnreadable(f"{name} is not an object")
-    return cast(Usage, value)
+    return cast("Usage", value)
 
 
 def _entries(usage: Usage) -> list[Usage]:
     entries = usage.get("iterations") or []
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise UsageUnreadable("iterations is not a list of objects")
-    return cast(list[Usage], entries)
+    return cast("list[Usage]", entries)
 
 
 def _amount(amounts: Usage, name: str) -> int:

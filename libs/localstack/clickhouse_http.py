@@ -28,9 +28,26 @@ _INSERT_NATIVE: Final = re.compile(rb"\s*INSERT\s.*?\sFORMAT\s+Native\s*?\n", re
 _FORMAT: Final = re.compile(r"\sFORMAT\s+(\w+)\s*;?\s*$", re.IGNORECASE)
 _ERROR_CODE: Final = re.compile(r"Code: (\d+)")
 _NOT_SETTINGS: Final = frozenset(
-    {"query", "database", "query_id", "session_id", "session_timeout", "default_format", "compress", "decompress",
-     "enable_http_compression", "client_protocol_version", "wait_end_of_query", "send_progress_in_http_headers",
-     "http_headers_progress_interval_ms", "user", "password", "quota_key", "session_check", "role"}
+    {
+        "query",
+        "database",
+        "query_id",
+        "session_id",
+        "session_timeout",
+        "default_format",
+        "compress",
+        "decompress",
+        "enable_http_compression",
+        "client_protocol_version",
+        "wait_end_of_query",
+        "send_progress_in_http_headers",
+        "http_headers_progress_interval_ms",
+        "user",
+        "password",
+        "quota_key",
+        "session_check",
+        "role",
+    }
 )
 _SETTING: Final = re.compile(r"[a-z][a-z0-9_]{0,80}")
 _DATABASE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,60}")
@@ -103,7 +120,11 @@ async def _run(engine: Engine, request: Request, body: bytes) -> Response:
         await engine.insert(_FORMAT.sub("", sql), data)
         return _answer(b"", "Native", request)
     wanted = _FORMAT.search(sql)
-    output_format = wanted[1] if wanted else request.headers.get("x-clickhouse-format") or query.get("default_format", "TabSeparated")
+    output_format = (
+        wanted[1]
+        if wanted
+        else request.headers.get("x-clickhouse-format") or query.get("default_format", "TabSeparated")
+    )
     sql = _FORMAT.sub("", sql) + _settings(dict(query), sql)
     parameters = {name.removeprefix("param_"): value for name, value in query.items() if name.startswith("param_")}
     result = await engine.query(sql, output_format, parameters)

@@ -36,7 +36,9 @@ class Process:
         self._child = child
 
     @classmethod
-    def start(cls, name: str, command: Sequence[str], *, log: Path, environment: Mapping[str, str] | None = None) -> Self:
+    def start(
+        cls, name: str, command: Sequence[str], *, log: Path, environment: Mapping[str, str] | None = None
+    ) -> Self:
         """Start a command in a session of its own, so that a Ctrl-C reaches only us and we end it in order."""
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:

@@ -162,7 +162,7 @@ def main() -> int:
         signal.signal(number, lambda *_: stopping.set())
     config.home.mkdir(parents=True, exist_ok=True)
     try:
-        with _locked(config.home / "lock"):
+        with _Lock(config.home / "lock"):
             return _run(config, stopping)
     except AlreadyRunning:
         print(f"make run is already running with {config.home}; stop it, or set RELAY_HOME to another directory")
@@ -238,7 +238,7 @@ def _write_private(path: Path, value: dict[str, Any]) -> None:
     temporary.replace(path)
 
 
-class _locked:
+class _Lock:
     """Holds an exclusive lock on a file; raises AlreadyRunning if another process has it."""
 
     def __init__(self, path: Path) -> None:

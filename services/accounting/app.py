@@ -26,9 +26,7 @@ async def bootstrap(config: AccountingConfig) -> None:
     """Create streams and tables where they are missing. Safe to repeat, and to run from two replicas at once."""
     broker = await streams.connect(config.nats_url, name="relay-bootstrap")
     try:
-        await streams.create(
-            broker.jetstream(), replicas=config.stream_replicas, bytes_max=config.stream_bytes_max
-        )
+        await streams.create(broker.jetstream(), replicas=config.stream_replicas, bytes_max=config.stream_bytes_max)
         ledger = await Ledger.open(config.clickhouse_url)
         try:
             await migrate(ledger)
@@ -73,9 +71,7 @@ def create_app(config: AccountingConfig) -> Starlette:
                 name="consume-control",
             ),
         ]
-        app.state.ready = lambda: (
-            broker.is_connected and not any(worker.done() for worker in workers)
-        )
+        app.state.ready = lambda: broker.is_connected and not any(worker.done() for worker in workers)
         try:
             yield
         finally:

@@ -69,9 +69,7 @@ def price_batch(events: Sequence[UsageRecorded]) -> PricedBatch:
             batch.poison.append(Poison(event, f"{type(error).__name__}: {error}"))
             continue
         batch.rows.append(row)
-        batch.settlements.append(
-            Settlement(event.account_id, event.request_id, event.version, priced.total_nanos)
-        )
+        batch.settlements.append(Settlement(event.account_id, event.request_id, event.version, priced.total_nanos))
     return batch
 
 

@@ -18,7 +18,8 @@ from libs.common.balances import Balances
 from libs.common.config import AdminConfig, ConfigError
 from libs.common.directory import Directory
 from libs.common.runtime import spawn
-from services.admin import accounts, balance, credits, keys, openapi, requests
+from services.admin import accounts, balance, keys, openapi, requests
+from services.admin import credits as credit_entries
 from services.admin.control import Control
 from services.admin.ledger import Ledger
 from services.admin.problems import Missing, Problem, WrongMethod, answer_problem, answer_unexpected
@@ -27,7 +28,7 @@ from services.admin.resource import Context, Operation, authorize
 PREFIX: Final = "/api/v1"
 OPERATIONS: Final = (
     *accounts.OPERATIONS,
-    *credits.OPERATIONS,
+    *credit_entries.OPERATIONS,
     *keys.OPERATIONS,
     *balance.OPERATIONS,
     *requests.OPERATIONS,

@@ -83,9 +83,7 @@ async def delete(context: Context, request: Request) -> Response:
     return respond(_view(await _set_status(context, request, "deleted")))
 
 
-async def _set_status(
-    context: Context, request: Request, status: Literal["active", "disabled", "deleted"]
-) -> ApiKey:
+async def _set_status(context: Context, request: Request, status: Literal["active", "disabled", "deleted"]) -> ApiKey:
     account_id, key_id = request.path_params["account_id"], request.path_params["key_id"]
     found = await context.control.find(ApiKey, key_id) if key_id.isascii() and key_id.isidentifier() else None
     if found is None or found[0].account_id != account_id or found[0].status == "deleted":

@@ -1,14 +1,14 @@
 """Errors of the control plane, in the form of RFC 9457 (`application/problem+json`).
 
-    Problem                  status  title
-    ├── BadInput             400     the request cannot be read
-    ├── Unauthorized         401     no valid token
-    ├── Missing              404     no such thing
-    ├── WrongMethod          405     a known path, another method
-    ├── Conflict             409     it has changed, or was done already
-    ├── TooLarge             413     more than a request may hold
-    ├── Unprocessable        422     readable, but not allowed
-    └── Unavailable          503     a store does not answer
+Problem                  status  title
+├── BadInput             400     the request cannot be read
+├── Unauthorized         401     no valid token
+├── Missing              404     no such thing
+├── WrongMethod          405     a known path, another method
+├── Conflict             409     it has changed, or was done already
+├── TooLarge             413     more than a request may hold
+├── Unprocessable        422     readable, but not allowed
+└── Unavailable          503     a store does not answer
 """
 
 from typing import ClassVar
@@ -58,7 +58,7 @@ class Unauthorized(Problem):
 
     status = 401
     title = "Unauthorized"
-    headers = {"www-authenticate": "Bearer"}
+    headers: ClassVar[dict[str, str]] = {"www-authenticate": "Bearer"}
 
 
 class Missing(Problem):
@@ -101,7 +101,7 @@ class Unavailable(Problem):
 
     status = 503
     title = "Service unavailable"
-    headers = {"retry-after": "2"}
+    headers: ClassVar[dict[str, str]] = {"retry-after": "2"}
 
 
 async def answer_problem(_: Request, error: Exception) -> Response:

@@ -21,11 +21,11 @@ from libs.common.directory import Directory
 from libs.common.metrics import Metrics
 from libs.common.runtime import spawn
 from services.gateway.admission import Admission
+from services.gateway.edge import BodyBudget
 from services.gateway.exchange import Drains, Services
 from services.gateway.free import FreePaths
 from services.gateway.proxy import Proxy
 from services.gateway.publisher import Publisher
-from services.gateway.edge import BodyBudget
 from services.gateway.transport import TransportConfig, UpstreamTransport
 from services.gateway.upstream import Upstream
 
@@ -46,9 +46,7 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        connecting = spawn(
-            streams.connect(config.nats_url, name="relay-gateway", client=broker), name="nats-connect"
-        )
+        connecting = spawn(streams.connect(config.nats_url, name="relay-gateway", client=broker), name="nats-connect")
         try:
             yield
         finally:

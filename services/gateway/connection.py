@@ -31,7 +31,6 @@ from services.gateway.framing import (
     HeadTooLarge,
     ServerLimits,
     head_error,
-    parse_headers,
     too_large,
 )
 
@@ -51,9 +50,9 @@ class RelayProtocol(HttpToolsProtocol):
     cycle: Cycle
     # Beyond 30 attributes CPython 3.11 gives each instance a dictionary layout of its own, which slows every access.
     __slots__ = (
+        "_bodiless_bytes",
         "_body_bytes",
         "_body_left",
-        "_bodiless_bytes",
         "_chunked",
         "_discarded_bytes",
         "_head",
@@ -203,16 +202,18 @@ class RelayProtocol(HttpToolsProtocol):
 
     # -- httptools -----------------------------------------------------------------------------------------------------
 
-    on_header = None  # type: ignore[assignment]  # one pass over the head is cheaper than a call per header
-
     def on_message_begin(self) -> None:
         if self._phase != _HEAD:
             raise ValueError("a request in the same read, behind a chunked body")
         self.url = b""
+        self.headers = []
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value.rstrip()))
 
     def on_headers_complete(self) -> None:
         version = self.parser.get_http_version()
-        headers = parse_headers(self._head)
+        headers, self.headers = self.headers, []  # what comes later are trailers: they go nowhere
         by_name = dict(headers)
         size = int(by_name.get(b"content-length", 0))
         self._refusal = head_error(self.url, version, headers, by_name, size, self._limits)

@@ -1,7 +1,7 @@
 """One request on a caller's connection, and how its answer is written. uvicorn's cycle, with its differences:
 
-The head is checked as a whole; HTTP/1.0 gets no chunks; our own 500 has Anthropic's shape; a connection that must close does so through
-the protocol, which knows whether the caller is still sending.
+The head is checked as a whole; HTTP/1.0 gets no chunks; our own 500 has Anthropic's shape; a connection that must close does
+so through the protocol, which knows whether the caller is still sending.
 """
 
 import asyncio
@@ -95,10 +95,10 @@ class Cycle(RequestResponseCycle):
             self._body_bytes = 0
 
     async def run_asgi(self, app: ASGI3Application) -> None:
-        """The request's task. An application that returns in mid-answer breaks the connection: no client takes that for an end."""
+        """The request's task. An application that returns in mid-answer breaks the connection: nobody takes that for an end."""
         try:
             await app(self.scope, self.receive, self.send)
-        except (Exception, asyncio.CancelledError) as error:
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - whatever it was, the caller gets an answer
             _log.error("the application failed", exc_info=error)
         try:
             if self.disconnected or self.response_complete:

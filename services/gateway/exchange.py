@@ -31,7 +31,9 @@ _log: Final = logging.getLogger("relay.exchange")
 _PLAIN: Final = frozenset({b"", b"identity"})
 _ZIPPED: Final = frozenset({b"gzip", b"x-gzip", b"deflate"})
 _ODD_ANSWER: Final = "The upstream sent an answer this relay cannot read. Nothing was charged."
-_OWN_FAULT: Final = "The relay failed while it handled this request. Nothing is charged that the upstream did not report."
+_OWN_FAULT: Final = (
+    "The relay failed while it handled this request. Nothing is charged that the upstream did not report."
+)
 
 
 class Drains:
@@ -92,7 +94,7 @@ class Exchange:
             raise
         except RelayError as error:
             await self._fail(send, error)
-        except Exception:
+        except Exception:  # noqa: BLE001 - whatever it was, the request ends in one event
             _log.exception("exchange %s failed", self._request_id)
             await self._fail(send, InternalError(_OWN_FAULT))
         finally:
@@ -201,9 +203,7 @@ class Exchange:
         self._answer_begun = True
         if self._caller_left:
             return
-        headers = caller_response(
-            response.headers.raw, self._status, relay_request_id=self._request_id.encode()
-        )
+        headers = caller_response(response.headers.raw, self._status, relay_request_id=self._request_id.encode())
         if length is not None:
             headers = [pair for pair in headers if pair[0] != b"content-length"]
             headers.append((b"content-length", str(length).encode()))
@@ -232,9 +232,7 @@ class Exchange:
 
     def _record(self) -> None:
         reading, ask = self._reading, self._ask
-        verdict = outcome.judge(
-            self._ending, self._status, reading, input_estimated_tokens=ask.input_estimated_tokens
-        )
+        verdict = outcome.judge(self._ending, self._status, reading, input_estimated_tokens=ask.input_estimated_tokens)
         metrics = self._services.metrics
         metrics.add("relay_outcomes_total", verdict.outcome)
         if self._ending is Ending.ANSWERED and self._status < 400 and reading.usage is None:

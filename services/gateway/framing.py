@@ -1,4 +1,4 @@
-"""Which request heads the relay reads, and how much of anything one connection may send. Pure; server.py obeys it."""
+"""Which request heads the relay reads, and how much of anything one connection may send. Pure; connection.py obeys it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -91,15 +91,6 @@ class BodyTimedOut(RelayError):
 def too_large(limits: ServerLimits) -> RequestTooLarge:
     """The refusal of a body over the limit."""
     return RequestTooLarge(f"The request is larger than {limits.body_bytes_max // (1024 * 1024)} MB; send less.")
-
-
-def parse_headers(head: bytes) -> Headers:
-    """The header lines of a head that llhttp has accepted, names in lower case. `head` begins with the request line."""
-    headers: Headers = []
-    for line in head[:-4].split(b"\r\n")[1:]:
-        name, _, value = line.partition(b":")
-        headers.append((name.lower(), value.strip()))
-    return headers
 
 
 def head_error(

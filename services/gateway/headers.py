@@ -82,8 +82,7 @@ def caller_response(headers: Headers, status: int, *, relay_request_id: bytes) -
     kept = [
         (name, value)
         for raw_name, value in headers
-        if (name := raw_name.lower()) in _RESPONSE_KEPT
-        or (name == b"retry-after" and status in _RETRY_AFTER_STATUSES)
+        if (name := raw_name.lower()) in _RESPONSE_KEPT or (name == b"retry-after" and status in _RETRY_AFTER_STATUSES)
     ]
     kept.append((b"x-relay-request-id", relay_request_id))
     return kept

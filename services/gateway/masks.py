@@ -13,9 +13,7 @@ _OPERATOR_PHRASES: Final = (
     b"organization_on_hold",
     b"credit balance is too low",
 )
-_OPERATOR_TYPES: Final = frozenset(
-    {"authentication_error", "permission_error", "billing_error", "rate_limit_error"}
-)
+_OPERATOR_TYPES: Final = frozenset({"authentication_error", "permission_error", "billing_error", "rate_limit_error"})
 _MESSAGE: Final = "The upstream is busy. Nothing was charged; please try again in a few seconds."
 _STREAM_MESSAGE: Final = "The upstream became unavailable in the middle of the answer; please try again."
 

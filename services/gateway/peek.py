@@ -73,7 +73,7 @@ class _Named(msgspec.Struct):
 
 _top_level: Final = _TopLevel()
 _decode_model: Final = msgspec.json.Decoder(str).decode
-_decode_any: Final = msgspec.json.Decoder().decode
+_decode_scalar: Final = msgspec.json.Decoder(str | int | float | bool | None).decode
 _decode_fallbacks: Final = msgspec.json.Decoder(list[_Named] | str | None).decode
 _decode_tools: Final = msgspec.json.Decoder(list[_Named] | None).decode
 
@@ -152,7 +152,7 @@ def _scalar(top: dict[str, Any], name: str) -> Any:
     if raw is None:
         return None
     try:
-        return _decode_any(raw)
+        return _decode_scalar(raw)
     except _UNREADABLE:
         raise BadRequest(f"{name}: the field cannot be read") from None
 

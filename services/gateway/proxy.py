@@ -1,10 +1,10 @@
 """START HERE. The data plane as one ASGI endpoint: what happens to a request, in order.
 
-    targets.py     which path of our table is meant; the upstream's path is built from the table, never from the caller's text
-    admission.py   who calls, and may he
-    peek.py        what the body asks for
-    exchange.py    to the upstream and back, and the one event at the end
-    free.py        the paths that cost nothing
+targets.py     which path of our table is meant; the upstream's path is built from the table, never from the caller's text
+admission.py   who calls, and may he
+peek.py        what the body asks for
+exchange.py    to the upstream and back, and the one event at the end
+free.py        the paths that cost nothing
 """
 
 from typing import Final
@@ -17,9 +17,9 @@ from libs.common.metrics import Metrics
 from libs.common.pricebook import PriceBook
 from services.gateway import admission, asgi, peek
 from services.gateway.admission import Admission
+from services.gateway.edge import BodyBudget, connection_listed
 from services.gateway.exchange import Exchange, Services
 from services.gateway.free import FreePaths
-from services.gateway.edge import BodyBudget, connection_listed
 from services.gateway.targets import Refusal, Route, Target, resolve
 from services.gateway.upstream import Call
 

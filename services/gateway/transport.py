@@ -217,9 +217,7 @@ class UpstreamTransport(httpx2.AsyncBaseTransport):
         return connection
 
     def _new_connection(self) -> Connection:
-        return Connection(
-            high_water=self._config.high_water_bytes, head_bytes_max=self._config.head_bytes_max
-        )
+        return Connection(high_water=self._config.high_water_bytes, head_bytes_max=self._config.head_bytes_max)
 
     def _release(self, connection: Connection) -> None:
         """Back to the pool if the answer ended cleanly, else closed. Safe to call twice."""

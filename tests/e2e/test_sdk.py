@@ -146,16 +146,21 @@ def test_unknown_model(relay: Relay, account: tuple[str, str]) -> None:
 @pytest.mark.parametrize(
     ("scenario", "status"),
     [
-        ("error:400", 400), ("error:404", 404), ("error:413", 413), ("error:500", 500), ("error:529", 529),
-        ("error:401", 529), ("error:402", 529), ("error:403", 529), ("error:429", 529),
+        ("error:400", 400),
+        ("error:404", 404),
+        ("error:413", 413),
+        ("error:500", 500),
+        ("error:529", 529),
+        ("error:401", 529),
+        ("error:402", 529),
+        ("error:403", 529),
+        ("error:429", 529),
     ],
 )
 def test_upstream_errors(relay: Relay, account: tuple[str, str], scenario: str, status: int) -> None:
     """What the caller must know passes; what is the operator's own trouble is 529 with nothing of it shown."""
     with client(relay, account[1]) as sdk, pytest.raises(anthropic.APIStatusError) as caught:
-        sdk.messages.create(
-            model=MODEL, max_tokens=10, messages=HELLO, extra_headers={"x-sim-scenario": scenario}
-        )
+        sdk.messages.create(model=MODEL, max_tokens=10, messages=HELLO, extra_headers={"x-sim-scenario": scenario})
     assert caught.value.status_code == status
     text = caught.value.response.text
     assert "organization" not in text.lower() or status in (400, 404)
@@ -164,10 +169,13 @@ def test_upstream_errors(relay: Relay, account: tuple[str, str], scenario: str, 
 
 
 def test_error_inside_a_stream(relay: Relay, account: tuple[str, str]) -> None:
-    with client(relay, account[1]) as sdk, pytest.raises(anthropic.APIStatusError):
-        with sdk.messages.stream(
+    with (
+        client(relay, account[1]) as sdk,
+        pytest.raises(anthropic.APIStatusError),
+        sdk.messages.stream(
             model=MODEL, max_tokens=50, messages=HELLO, extra_headers={"x-sim-scenario": "error_event"}
-        ) as stream:
-            stream.until_done()
+        ) as stream,
+    ):
+        stream.until_done()
     (row,) = relay.rows(account[0], 1)
     assert row["outcome"] == "partial"

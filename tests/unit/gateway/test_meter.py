@@ -1,6 +1,7 @@
 """The meter: golden streams of ours in every chunking, the recorded corpus, and bytes that are no stream at all."""
 
 import gzip
+import itertools
 import json
 import random
 from pathlib import Path
@@ -60,7 +61,7 @@ def read(chunks: list[bytes], meter: Meter | None = None) -> Reading:
 
 def split(body: bytes, cuts: list[int]) -> list[bytes]:
     places = sorted({cut % (len(body) + 1) for cut in cuts} | {0, len(body)})
-    return [body[start:end] for start, end in zip(places, places[1:], strict=False)]
+    return [body[start:end] for start, end in itertools.pairwise(places)]
 
 
 def check_golden(reading: Reading) -> None:
@@ -88,7 +89,11 @@ def test_arbitrary_bytes_never_raise(chunks: list[bytes]) -> None:
     read(chunks, GzipMeter(StreamMeter(Metrics()), Metrics()))
 
 
-@given(st.recursive(st.none() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+@given(
+    st.recursive(
+        st.none() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+    )
+)
 def test_odd_json_in_events_never_raises(value: Any) -> None:
     for name in ("message_start", "message_delta", "content_block_start", "content_block_delta", "error"):
         read([event(name, message=value, delta=value, usage=value, content_block=value, error=value)])
@@ -100,7 +105,9 @@ def test_stream_cut_before_message_stop_is_not_complete() -> None:
 
 
 def test_error_event_is_seen() -> None:
-    reading = read([started(input_tokens=1), event("error", error={"type": "overloaded_error", "message": "Overloaded"})])
+    reading = read(
+        [started(input_tokens=1), event("error", error={"type": "overloaded_error", "message": "Overloaded"})]
+    )
     assert reading.error_type == "overloaded_error" and not reading.complete
 
 
@@ -140,7 +147,10 @@ def test_a_huge_event_is_passed_over_and_what_follows_is_read() -> None:
 
 
 def test_json_answer() -> None:
-    body = b'{"model":"claude-opus-4-7","content":[{"type":"text","text":"hi"}],"stop_reason":"end_turn","usage":{"input_tokens":3,"output_tokens":1}}   '
+    body = (
+        b'{"model":"claude-opus-4-7","content":[{"type":"text","text":"hi"}],"stop_reason":"end_turn",'
+        b'"usage":{"input_tokens":3,"output_tokens":1}}   '
+    )
     reading = read([body[:50], body[50:]], JsonMeter(Metrics()))
     assert reading.usage == {"input_tokens": 3, "output_tokens": 1} and reading.complete
     assert not read([body[:50]], JsonMeter(Metrics())).complete
@@ -148,7 +158,9 @@ def test_json_answer() -> None:
 
 def test_gzip_that_nobody_asked_for() -> None:
     packed = gzip.compress(GOLDEN)
-    check_golden(read([packed[at : at + 7] for at in range(0, len(packed), 7)], GzipMeter(StreamMeter(Metrics()), Metrics())))
+    check_golden(
+        read([packed[at : at + 7] for at in range(0, len(packed), 7)], GzipMeter(StreamMeter(Metrics()), Metrics()))
+    )
 
 
 def test_corpus(corpus: Path) -> None:
