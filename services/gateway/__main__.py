@@ -4,8 +4,11 @@ import sys
 
 from libs.common import config as settings
 from libs.common import serving
+from libs.common.metrics import Metrics
 from services.gateway.app import create_app
-from services.gateway.edge import BodyBudget, ServerLimits, make_server
+from services.gateway.cycle import BodyBudget
+from services.gateway.edge import make_server
+from services.gateway.framing import ServerLimits
 
 
 def main() -> int:
@@ -15,9 +18,10 @@ def main() -> int:
     except settings.ConfigError as error:
         print(f"gateway: {error}", file=sys.stderr)
         return 2
+    metrics = Metrics()
     budget = BodyBudget(config.bodies_in_flight_bytes_max)
     server = make_server(
-        create_app(config, body_budget=budget),
+        create_app(config, metrics=metrics, body_budget=budget),
         host=config.host,
         port=config.gateway_port,
         limits=ServerLimits(
@@ -30,6 +34,7 @@ def main() -> int:
         ),
         body_budget=budget,
         shutdown_seconds=config.shutdown_seconds,
+        on_refused=lambda reason: metrics.add("relay_refusals_total", reason),
     )
     serving.run(server, log_level=config.log_level)
     return 0

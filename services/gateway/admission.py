@@ -10,7 +10,7 @@ import msgspec
 from libs.common import apikeys, money
 from libs.common.balances import Balances, Granted, Refused, StoreUnavailable
 from libs.common.directory import Directory
-from libs.common.errors import InsufficientBalance, NotFound, Overloaded, RelayError, Unauthenticated
+from libs.common.errors import BadRequest, InsufficientBalance, NotFound, Overloaded, RelayError, Unauthenticated
 from libs.common.pricebook import PriceBook
 from libs.common.pricing import can_price
 from services.gateway.headers import Headers, credential
@@ -88,10 +88,18 @@ class Admission:
 
 
 def check_models(book: PriceBook, ask: Ask) -> None:
-    """Raise NotFound for a model, or a way of serving it, that has no price: unknown is refused, never guessed."""
+    """Raise NotFound for a model, BadRequest for a way of serving it, that has no price: unknown is refused, never guessed."""
     for model in (ask.model, *ask.other_models):
-        if not can_price(book, model, speed=ask.speed, inference_geo=ask.inference_geo):
+        if book.find(model) is None:
             raise NotFound(f"model: {model[:128]}")
+        if not can_price(book, model, speed=ask.speed, inference_geo=None):
+            raise BadRequest(
+                f"speed: {model[:128]} is not on offer here at speed {str(ask.speed)[:32]!r}; leave the field out."
+            )
+        if not can_price(book, model, inference_geo=ask.inference_geo):
+            raise BadRequest(
+                f"inference_geo: {str(ask.inference_geo)[:32]!r} is not on offer here; leave the field out."
+            )
 
 
 def _refusal(refused: Refused) -> RelayError:

@@ -21,7 +21,7 @@ from libs.common.directory import Directory
 from libs.common.metrics import Metrics
 from libs.common.runtime import spawn
 from services.gateway.admission import Admission
-from services.gateway.edge import BodyBudget
+from services.gateway.cycle import BodyBudget
 from services.gateway.exchange import Drains, Services
 from services.gateway.free import FreePaths
 from services.gateway.proxy import Proxy
@@ -31,17 +31,20 @@ from services.gateway.upstream import Upstream
 
 
 def create_app(
-    config: GatewayConfig, *, body_budget: BodyBudget, transport: httpx2.AsyncBaseTransport | None = None
+    config: GatewayConfig,
+    *,
+    metrics: Metrics,
+    body_budget: BodyBudget,
+    transport: httpx2.AsyncBaseTransport | None = None,
 ) -> ASGIApp:
     """The ASGI application. `transport` replaces the way to the upstream in tests."""
-    metrics = Metrics()
     book = pricebook.load()
     redis = redisclient.connect(config.redis_url)
     balances = Balances(redis)
     directory = Directory(redis, balances)
     broker = Client()
     publisher = Publisher(broker.jetstream(), metrics, unpublished_max=config.unpublished_events_max)
-    transport = transport or upstream_transport(config)
+    transport = transport or _upstream_transport(config, metrics)
     upstream = Upstream(transport, url=config.upstream_url, api_key=config.upstream_api_key)
 
     @contextlib.asynccontextmanager
@@ -80,7 +83,7 @@ def create_app(
             upstream=upstream,
             publisher=publisher,
             metrics=metrics,
-            drains=Drains(count_max=config.drains_max, seconds=config.drain_seconds),
+            drains=Drains(metrics, count_max=config.drains_max, seconds=config.drain_seconds),
             price_book_version=book.version,
             error_body_bytes_max=config.error_body_bytes_max,
         ),
@@ -92,9 +95,8 @@ def create_app(
     )
 
 
-def upstream_transport(config: GatewayConfig) -> UpstreamTransport:
-    """The transport as the settings want it."""
-    return UpstreamTransport(
+def _upstream_transport(config: GatewayConfig, metrics: Metrics) -> UpstreamTransport:
+    transport = UpstreamTransport(
         TransportConfig(
             connect_timeout_s=config.upstream_connect_seconds,
             first_byte_timeout_s=config.upstream_first_byte_seconds,
@@ -103,3 +105,6 @@ def upstream_transport(config: GatewayConfig) -> UpstreamTransport:
             proxy_url=config.upstream_proxy or None,
         )
     )
+    metrics.gauge("relay_upstream_connections_open", lambda: transport.stats.open)
+    metrics.gauge("relay_upstream_connections_idle", lambda: transport.stats.idle)
+    return transport

@@ -32,6 +32,12 @@ async def read_body(receive: Receive, *, bytes_max: int) -> bytes:
         message = await receive()
 
 
+async def until_disconnect(receive: Receive) -> None:
+    """Return when the caller has closed the connection. Only after the whole request was read."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
 async def answer(send: Send, status: int, headers: Headers, body: bytes) -> None:
     """A whole answer at once."""
     await send({"type": "http.response.start", "status": status, "headers": headers})

@@ -39,10 +39,11 @@ _OWN_FAULT: Final = (
 class Drains:
     """How many upstream streams are being read to their end although their caller has left."""
 
-    def __init__(self, *, count_max: int, seconds: float) -> None:
+    def __init__(self, metrics: Metrics, *, count_max: int, seconds: float) -> None:
         self.count = 0
         self.count_max = count_max
         self.seconds = seconds
+        metrics.gauge("relay_drains_in_progress", lambda: self.count)
 
 
 class Services(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,24 +88,24 @@ class Exchange:
         try:
             async with self._deadline:
                 await self._relay(send)
-        except TimeoutError:
-            self._ending = Ending.ABANDONED
         except asyncio.CancelledError:
             self._ending = Ending.SHUT_DOWN
             raise
         except RelayError as error:
             await self._fail(send, error)
-        except Exception:  # noqa: BLE001 - whatever it was, the request ends in one event
-            _log.exception("exchange %s failed", self._request_id)
-            await self._fail(send, InternalError(_OWN_FAULT))
+        except Exception as error:  # noqa: BLE001 - whatever it was, the request ends in one event
+            if isinstance(error, TimeoutError) and self._deadline.expired():
+                self._ending = Ending.ABANDONED
+            else:
+                _log.exception("exchange %s failed", self._request_id)
+                await self._fail(send, InternalError(_OWN_FAULT))
         finally:
             watch.cancel()
             self._services.drains.count -= self._draining
             self._record()
 
     async def _watch_caller(self, receive: Receive) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
+        await asgi.until_disconnect(receive)
         if self._answer_ended:  # the server says "disconnect" after a whole answer too
             return
         self._caller_left = True
@@ -143,9 +144,9 @@ class Exchange:
             _log.warning("upstream answered %d; the caller sees %d", self._status, masked.status)
             raise masked
         self._ending = Ending.ANSWERED
-        await self._begin(response, send, length=len(body))
-        self._bytes_out = len(body)
-        await self._send_last(send, body)
+        await self._begin(response, send)
+        await self._pass(send, body)
+        await self._send_last(send, b"")
 
     async def _relay_json(self, response: httpx2.Response, send: Send) -> None:
         meter = self._metered(JsonMeter(self._services.metrics), response)
@@ -166,19 +167,20 @@ class Exchange:
         stream_meter = StreamMeter(self._services.metrics)
         meter = self._metered(stream_meter, response)
         screen = ErrorScreen()
-        await self._begin(response, send)
+        await self._begin(response, send, keep_length=False)  # an event of ours may have to follow
         try:
             async for chunk in response.stream:  # type: ignore[union-attr]
-                if passed := screen.feed(chunk):
-                    await self._pass(send, passed)
-                meter.feed(chunk)
+                try:
+                    if passed := screen.feed(chunk):
+                        await self._pass(send, passed)
+                finally:  # what came from the upstream counts, also if the time was up while the caller did not take it
+                    meter.feed(chunk)
         except httpx2.TransportError as error:
             _log.warning("upstream broke inside a stream: %s", type(error).__name__)
             self._services.metrics.add("relay_upstream_errors_total", "broken_stream")
-        else:
-            meter.end()
-            if self._reading.complete:
-                self._ending = Ending.ANSWERED
+        meter.end()
+        if self._reading.complete:
+            self._ending = Ending.ANSWERED
         self._services.metrics.add("relay_upstream_masked_total", "event", screen.masked)
         await self._end_stream(send, at_boundary=meter is stream_meter and stream_meter.at_boundary)
 
@@ -199,14 +201,13 @@ class Exchange:
             return GzipMeter(meter, self._services.metrics)
         raise UpstreamFailed(_ODD_ANSWER)
 
-    async def _begin(self, response: httpx2.Response, send: Send, *, length: int | None = None) -> None:
+    async def _begin(self, response: httpx2.Response, send: Send, *, keep_length: bool = True) -> None:
         self._answer_begun = True
         if self._caller_left:
             return
         headers = caller_response(response.headers.raw, self._status, relay_request_id=self._request_id.encode())
-        if length is not None:
+        if not keep_length:
             headers = [pair for pair in headers if pair[0] != b"content-length"]
-            headers.append((b"content-length", str(length).encode()))
         await send({"type": "http.response.start", "status": self._status, "headers": headers})
 
     async def _pass(self, send: Send, chunk: bytes) -> None:

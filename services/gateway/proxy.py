@@ -17,9 +17,11 @@ from libs.common.metrics import Metrics
 from libs.common.pricebook import PriceBook
 from services.gateway import admission, asgi, peek
 from services.gateway.admission import Admission
-from services.gateway.edge import BodyBudget, connection_listed
+from services.gateway.cycle import BodyBudget
 from services.gateway.exchange import Exchange, Services
+from services.gateway.framing import connection_listed
 from services.gateway.free import FreePaths
+from services.gateway.headers import Headers, value
 from services.gateway.targets import Refusal, Route, Target, resolve
 from services.gateway.upstream import Call
 
@@ -91,6 +93,7 @@ class Proxy:
     async def _messages(self, target: Target, request_id: str, scope: Scope, receive: Receive, send: Send) -> None:
         headers = asgi.request_headers(scope)
         principal = await self._gate.authenticate(headers)
+        _check_content_type(headers)
         body = await self._body(receive)
         ask = peek.peek(body)
         admission.check_models(self._book, ask)
@@ -115,6 +118,8 @@ class Proxy:
         headers = asgi.request_headers(scope)
         principal = await self._gate.authenticate(headers)
         await self._gate.check_active(principal)
+        if target.route is Route.COUNT_TOKENS:
+            _check_content_type(headers)
         body = await self._body(receive)
         call = Call(
             method="POST" if target.route is Route.COUNT_TOKENS else "GET",
@@ -126,13 +131,20 @@ class Proxy:
         match target.route:
             case Route.COUNT_TOKENS:
                 admission.check_models(self._book, peek.peek(body))
-                await self._free.forward(call, send, request_id)
+                await self._free.forward(call, receive, send, request_id)
             case Route.MODEL:
-                await self._free.model(call, target.model, send, request_id)
+                await self._free.model(call, target.model, receive, send, request_id)
             case _:
-                await self._free.models(call, send, request_id)
+                await self._free.models(call, receive, send, request_id)
 
     async def _body(self, receive: Receive) -> bytes:
         if self._body_budget.is_exhausted:
             raise Overloaded(_TOO_FULL)
         return await asgi.read_body(receive, bytes_max=self._body_bytes_max)
+
+
+def _check_content_type(headers: Headers) -> None:
+    """A body that says it is something else than JSON is refused; one that says nothing is taken for JSON."""
+    media_type = value(headers, b"content-type").partition(b";")[0].strip().lower()
+    if media_type and media_type != b"application/json" and not media_type.endswith(b"+json"):
+        raise BadRequest("content-type: must be application/json")
