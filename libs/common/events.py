@@ -108,6 +108,16 @@ def encode_usage(events: Sequence[UsageRecorded]) -> bytes:
     return _encoder.encode(events)
 
 
+def encode_event(event: UsageRecorded) -> bytes:
+    """One event as it stands inside a usage message."""
+    return _encoder.encode(event)
+
+
+def join_usage(encoded: Sequence[bytes]) -> bytes:
+    """The payload of a usage message from events encoded one by one."""
+    return b"[" + b",".join(encoded) + b"]"
+
+
 def decode_usage(payload: bytes) -> list[UsageRecorded]:
     """Raises msgspec.DecodeError (ValidationError included) for a payload that is not one of ours."""
     return _usage_decoder.decode(payload)

@@ -6,6 +6,7 @@ message takes few messages a second but many events (RELIABILITY.md, publishing)
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Sequence
 from typing import Final, Protocol
 
@@ -21,6 +22,7 @@ from libs.common.runtime import spawn
 _log: Final = logging.getLogger("relay.publisher")
 _MESSAGES_IN_FLIGHT_MAX: Final = 16
 _EVENTS_PER_MESSAGE_MAX: Final = 200
+_MESSAGE_BYTES_MAX: Final = 512 * 1024  # nats-server takes 1 MB; a single event, however large, travels alone
 _ACK_S: Final = 5.0
 _RETRY_S_MIN: Final = 0.1
 _RETRY_S_MAX: Final = 5.0
@@ -42,7 +44,7 @@ class Publisher:
         self._jetstream = jetstream
         self._metrics = metrics
         self._unpublished_max = unpublished_max
-        self._waiting: dict[int, list[UsageRecorded]] = {}
+        self._waiting: dict[int, deque[UsageRecorded]] = {}
         """By partition, in order of arrival."""
         self._unpublished = 0
         self._messages_in_flight = 0
@@ -59,7 +61,7 @@ class Publisher:
         """Take an event. Never fails: what was admitted is recorded, also beyond the limit."""
         self._unpublished += 1
         self._all_published.clear()
-        self._waiting.setdefault(ids.partition(event.account_id), []).append(event)
+        self._waiting.setdefault(ids.partition(event.account_id), deque()).append(event)
         self._send_waiting()
 
     async def flush(self, timeout_s: float) -> int:
@@ -74,15 +76,14 @@ class Publisher:
     def _send_waiting(self) -> None:
         while self._waiting and self._messages_in_flight < _MESSAGES_IN_FLIGHT_MAX:
             partition, queued = next(iter(self._waiting.items()))
-            batch, rest = queued[:_EVENTS_PER_MESSAGE_MAX], queued[_EVENTS_PER_MESSAGE_MAX:]
+            batch, payload = _next_message(queued)
             del self._waiting[partition]
-            if rest:
-                self._waiting[partition] = rest
+            if queued:
+                self._waiting[partition] = queued  # behind the other partitions
             self._messages_in_flight += 1
-            spawn(self._publish(partition, batch), name="publish-usage")
+            spawn(self._publish(partition, batch, payload), name="publish-usage")
 
-    async def _publish(self, partition: int, batch: Sequence[UsageRecorded]) -> None:
-        payload = events.encode_usage(batch)
+    async def _publish(self, partition: int, batch: Sequence[UsageRecorded], payload: bytes) -> None:
         headers = {"Nats-Msg-Id": events.message_id(batch)}
         subject = subjects.usage_subject(partition)
         delay_s = _RETRY_S_MIN
@@ -107,3 +108,18 @@ class Publisher:
             _log.warning("usage not acknowledged yet, retrying: %s", type(error).__name__)
             return False
         return True
+
+
+def _next_message(queued: deque[UsageRecorded]) -> tuple[list[UsageRecorded], bytes]:
+    """Take from `queued` what travels in one message: at least one event."""
+    batch: list[UsageRecorded] = []
+    encoded: list[bytes] = []
+    size = 0
+    while queued and len(batch) < _EVENTS_PER_MESSAGE_MAX:
+        event = events.encode_event(queued[0])
+        size += len(event) + 1
+        if batch and size > _MESSAGE_BYTES_MAX:
+            break
+        batch.append(queued.popleft())
+        encoded.append(event)
+    return batch, events.join_usage(encoded)

@@ -1,0 +1,171 @@
+"""A caller and an upstream made of lists of bytes, for tests of what happens between them."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+import httpx2
+from nats.js.api import PubAck
+from starlette.types import Message
+
+from libs.common import events
+from libs.common.balances import Granted
+from libs.common.events import UsageRecorded
+from libs.common.metrics import Metrics
+from services.gateway.admission import Principal
+from services.gateway.exchange import Drains, Exchange, Services
+from services.gateway.peek import peek
+from services.gateway.publisher import Publisher
+from services.gateway.upstream import Call, Upstream
+
+BODY = b'{"model":"claude-sonnet-4-6","max_tokens":100,"messages":[{"role":"user","content":"Hello"}]}'
+START = (
+    b'event: message_start\ndata: {"type":"message_start","message":{"model":"claude-sonnet-4-6",'
+    b'"usage":{"input_tokens":11,"output_tokens":2}}}\n\n'
+)
+TEXT = (
+    b'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,'
+    b'"delta":{"type":"text_delta","text":"nine chars"}}\n\n'
+)
+DELTA = (
+    b'event: message_delta\ndata: {"type":"message_delta","delta":{"stop_reason":"end_turn"},'
+    b'"usage":{"output_tokens":40}}\n\n'
+)
+STOP = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
+SSE = {"content-type": "text/event-stream"}
+JSON = {"content-type": "application/json"}
+
+Step = bytes | Exception | asyncio.Event
+
+
+class Script(httpx2.AsyncByteStream):
+    """An upstream's body, step by step: bytes to send, an event to wait for, an error to break off with."""
+
+    def __init__(self, *steps: Step) -> None:
+        self.steps = steps
+        self.closed = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for step in self.steps:
+            if isinstance(step, Exception):
+                raise step
+            if isinstance(step, asyncio.Event):
+                await step.wait()
+            else:
+                yield step
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+
+Answer = Callable[[httpx2.Request], Coroutine[None, None, httpx2.Response]]
+
+
+def answer(
+    status: int = 200, headers: dict[str, str] | None = None, *, body: Script, before: asyncio.Event | None = None
+) -> Answer:
+    """An upstream that answers so, once `before` is set."""
+
+    async def handler(_: httpx2.Request) -> httpx2.Response:
+        if before is not None:
+            await before.wait()
+        return httpx2.Response(status, headers={"request-id": "req_up", **(headers or JSON)}, stream=body)
+
+    return handler
+
+
+class Caller:
+    """The caller's side of one exchange."""
+
+    def __init__(self) -> None:
+        self.left = asyncio.Event()
+        self.messages: list[Message] = []
+        self.takes_nothing = False
+
+    async def receive(self) -> Message:
+        await self.left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        if self.takes_nothing and message["type"] == "http.response.body":
+            await asyncio.Event().wait()
+        self.messages.append(message)
+
+    @property
+    def status(self) -> int:
+        return int(self.messages[0]["status"])
+
+    @property
+    def headers(self) -> dict[bytes, bytes]:
+        return dict(self.messages[0]["headers"])
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(message.get("body", b"") for message in self.messages[1:])
+
+    @property
+    def ended(self) -> bool:
+        """Whether the answer came to a clean end."""
+        return bool(self.messages) and not self.messages[-1].get("more_body", True)
+
+    async def until(self, *, bodies: int) -> None:
+        """Wait until so many body messages have come."""
+        async with asyncio.timeout(5):
+            while len(self.messages) - 1 < bodies:
+                await asyncio.sleep(0)
+
+
+class Log:
+    """JetStream that takes everything."""
+
+    def __init__(self) -> None:
+        self.events: list[UsageRecorded] = []
+
+    async def publish(
+        self, subject: str, payload: bytes, timeout: float | None, stream: str | None, headers: dict[str, str] | None
+    ) -> PubAck:
+        self.events += events.decode_usage(payload)
+        return PubAck(stream="USAGE", seq=1)
+
+
+class Bench:
+    """One exchange between a caller and a scripted upstream."""
+
+    def __init__(self, upstream: Answer, *, on_disconnect: Any = "drain", drain_s: float = 5.0, drains_max: int = 10):
+        self.metrics = Metrics()
+        self.caller = Caller()
+        self.log = Log()
+        self.publisher = Publisher(self.log, self.metrics, unpublished_max=10)
+        self.drains = Drains(self.metrics, count_max=drains_max, seconds=drain_s)
+        services = Services(
+            upstream=Upstream(httpx2.MockTransport(upstream), url="http://upstream", api_key="sk-ant-operator"),
+            publisher=self.publisher,
+            metrics=self.metrics,
+            drains=self.drains,
+            price_book_version="2026-11-22",
+            error_body_bytes_max=10_000,
+        )
+        self.exchange = Exchange(
+            services,
+            request_id="req_019aa0000000700080000000000000ff",
+            principal=Principal("acct_1", "key_1"),
+            ask=peek(BODY),
+            granted=Granted(1_000_000, on_disconnect),
+            call=Call(method="POST", target=b"/v1/messages", headers=[(b"x-api-key", b"sk-cr-caller")], body=BODY),
+        )
+
+    def start(self) -> "asyncio.Task[None]":
+        """Run it in a task."""
+        return asyncio.get_running_loop().create_task(self.exchange.run(self.caller.receive, self.caller.send))
+
+    async def run(self) -> UsageRecorded:
+        """Run it to its end; the one event it left."""
+        async with asyncio.timeout(5):
+            await self.exchange.run(self.caller.receive, self.caller.send)
+        return await self.recorded()
+
+    async def recorded(self) -> UsageRecorded:
+        """The one event of the exchange."""
+        assert await self.publisher.flush(5) == 0
+        (event,) = self.log.events
+        return event
