@@ -17,6 +17,7 @@ from services.gateway.headers import Headers, caller_response
 from services.gateway.upstream import Call, Upstream
 
 _ANSWER_BYTES_MAX: Final = 8 * 1024 * 1024
+_ODD_ANSWER: Final = "The upstream sent an answer this relay cannot read; please try again."
 _ODD_LIST: Final = "The upstream sent a model list this relay cannot read; please try again."
 
 
@@ -66,7 +67,9 @@ class FreePaths:
 
     async def _fetch(self, call: Call, receive: Receive) -> tuple[httpx2.Response, bytes]:
         response, body = await self._read_while_caller_waits(call, receive)
-        if response.status_code >= 300:
+        if 300 <= response.status_code < 400:
+            raise UpstreamFailed(_ODD_ANSWER)
+        if response.status_code >= 400:
             self._metrics.add("relay_upstream_errors_total", str(response.status_code))
             masked = masks.masked_answer(response.status_code, body)
             if masked is not None:
