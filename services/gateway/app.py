@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 import httpx2
 import nats.errors
 from nats.aio.client import Client
+from redis.asyncio import Redis
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -41,7 +42,6 @@ def create_app(
     book = pricebook.load()
     redis = redisclient.connect(config.redis_url)
     balances = Balances(redis)
-    directory = Directory(redis, balances)
     broker = Client()
     publisher = Publisher(broker.jetstream(), metrics, unpublished_max=config.unpublished_events_max)
     transport = transport or _upstream_transport(config, metrics)
@@ -60,6 +60,27 @@ def create_app(
             await transport.aclose()
             await redis.aclose()
 
+    services = Services(
+        upstream=upstream,
+        publisher=publisher,
+        metrics=metrics,
+        drains=Drains(metrics, count_max=config.drains_max, seconds=config.drain_seconds),
+        price_book_version=book.version,
+        error_body_bytes_max=config.error_body_bytes_max,
+    )
+    return Proxy(
+        local=Starlette(routes=_local_routes(redis, broker, metrics), lifespan=lifespan),
+        gate=Admission(Directory(redis, balances), balances),
+        services=services,
+        free=FreePaths(upstream, book, metrics),
+        book=book,
+        metrics=metrics,
+        body_budget=body_budget,
+        body_bytes_max=config.body_bytes_max,
+    )
+
+
+def _local_routes(redis: Redis, broker: Client, metrics: Metrics) -> list[Route]:
     async def ready(_: Request) -> Response:
         """Redis is needed to admit. NATS is not: events wait for it."""
         redis_up = await redisclient.answers(redis)
@@ -72,27 +93,7 @@ def create_app(
     async def scrape(_: Request) -> Response:
         return Response(metrics.render(), media_type=metric_names.CONTENT_TYPE)
 
-    local = Starlette(
-        routes=[Route("/healthz", healthy), Route("/readyz", ready), Route("/metrics", scrape)],
-        lifespan=lifespan,
-    )
-    return Proxy(
-        local=local,
-        gate=Admission(directory, balances),
-        services=Services(
-            upstream=upstream,
-            publisher=publisher,
-            metrics=metrics,
-            drains=Drains(metrics, count_max=config.drains_max, seconds=config.drain_seconds),
-            price_book_version=book.version,
-            error_body_bytes_max=config.error_body_bytes_max,
-        ),
-        free=FreePaths(upstream, book, metrics),
-        book=book,
-        metrics=metrics,
-        body_budget=body_budget,
-        body_bytes_max=config.body_bytes_max,
-    )
+    return [Route("/healthz", healthy), Route("/readyz", ready), Route("/metrics", scrape)]
 
 
 def _upstream_transport(config: GatewayConfig, metrics: Metrics) -> UpstreamTransport:
