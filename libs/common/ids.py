@@ -1,12 +1,14 @@
 """Identifiers: UUIDv7 with a prefix, and the partition an account lives in."""
 
 import os
+import re
 import zlib
 from typing import Final
 
 from libs.common import clock
 
 PARTITIONS: Final = 64
+_ID: Final = re.compile(r"[a-z]{1,16}_([0-9a-f]{32})", re.ASCII)
 _RANDOM_MASK_A: Final = (1 << 12) - 1
 _RANDOM_MASK_B: Final = (1 << 62) - 1
 
@@ -39,11 +41,11 @@ def new_credit_id() -> str:
 
 
 def id_bytes(identifier: str) -> bytes:
-    """The 16 bytes behind any of our ids. Raises ValueError for anything that is not `prefix_` + 32 hex digits."""
-    _, _, digits = identifier.rpartition("_")
-    if len(digits) != 32:
+    """The 16 bytes behind any of our ids. Raises ValueError for anything but `prefix_` + 32 lower-case hex digits."""
+    match = _ID.fullmatch(identifier)
+    if match is None:
         raise ValueError(f"not an id of ours: {identifier[:64]!r}")
-    return bytes.fromhex(digits)
+    return bytes.fromhex(match[1])
 
 
 def id_time_ms(identifier: str) -> int:

@@ -37,7 +37,10 @@ class Metrics:
         self._gauges: dict[Name, Callable[[], int]] = {}
 
     def add(self, name: Name, label: str = "", amount: int = 1) -> None:
-        """Count. `label` becomes `{kind="…"}`; it must come from our own code, never from a caller's text."""
+        """Count. `label` becomes `{kind="…"}`; it must come from our own code, never from a caller's text.
+
+        Every label value is a series that is kept for the life of the process.
+        """
         key = (name, label)
         self._counters[key] = self._counters.get(key, 0) + amount
 
@@ -52,12 +55,19 @@ class Metrics:
 
     def render(self) -> bytes:
         """Prometheus text exposition format, version 0.0.4."""
-        lines = [f'{name}{{kind="{label}"}} {n}' if label else f"{name} {n}" for (name, label), n in self._sorted()]
-        lines += [f"{name} {read()}" for name, read in sorted(self._gauges.items())]
-        return ("\n".join(lines) + "\n").encode()
+        lines = [f"{name}{_braces(label)} {n}\n" for (name, label), n in self._sorted()]
+        lines += [f"{name} {read()}\n" for name, read in sorted(self._gauges.items())]
+        return "".join(lines).encode()
 
     def _sorted(self) -> list[tuple[tuple[Name, str], int]]:
         return sorted(self._counters.items())
+
+
+def _braces(label: str) -> str:
+    if not label:
+        return ""
+    escaped = label.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'{{kind="{escaped}"}}'
 
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"

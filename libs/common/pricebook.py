@@ -10,14 +10,15 @@ import re
 from decimal import Decimal
 from functools import cache
 from importlib.resources import files
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
 CURRENT_VERSION: Final = "2026-11-22"
 ATTOS_PER_USD_PER_MTOK: Final = 10**12
-_FINEST_ATTOS: Final = 10**8  # 0.0001 USD per million tokens; see `_attos`
+ATTOS_PER_USD_PER_1000: Final = 10**15
 _DATED: Final = re.compile(r"(.+)-20\d{6}", re.ASCII)
+_PRICE: Final = re.compile(r"\d{1,4}(\.\d{1,4})?", re.ASCII)
 
 
 class Rates(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -70,14 +71,18 @@ class _RatesFile(msgspec.Struct, forbid_unknown_fields=True):
     cache_read: str
 
 
+_Id = Annotated[str, msgspec.Meta(pattern=r"\A[a-z0-9][a-z0-9.-]{0,63}\Z")]
+_Tokens = Annotated[int, msgspec.Meta(ge=1, le=10**9)]
+
+
 class _RowFile(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    id: str
-    aliases: list[str] = []
+    id: _Id
+    aliases: list[_Id] = []
     rates: _RatesFile
-    context_tokens_max: int
-    output_tokens_max: int
-    hold_output_tokens_max: int
-    long_context_above: int | None = None
+    context_tokens_max: _Tokens
+    output_tokens_max: _Tokens
+    hold_output_tokens_max: _Tokens
+    long_context_above: _Tokens | None = None
     long_context: _RatesFile | None = None
     fast: _RatesFile | None = None
 
@@ -85,7 +90,7 @@ class _RowFile(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class _BookFile(msgspec.Struct, forbid_unknown_fields=True):
     version: str
     web_search_per_1000: str
-    models: list[_RowFile]
+    models: Annotated[list[_RowFile], msgspec.Meta(min_length=1)]
 
 
 @cache
@@ -97,7 +102,10 @@ def load(version: str = CURRENT_VERSION) -> PriceBook:
         text = (files(__package__) / "pricebooks" / f"{version}.json").read_bytes()
     except FileNotFoundError:
         raise LookupError(f"no price book {version!r}") from None
-    return parse(text)
+    book = parse(text)
+    if book.version != version:
+        raise ValueError(f"the price book {version} calls itself {book.version!r}")
+    return book
 
 
 def parse(text: bytes) -> PriceBook:
@@ -109,13 +117,17 @@ def parse(text: bytes) -> PriceBook:
         for name in (entry.id, *entry.aliases):
             if rows.setdefault(name, row) is not row:
                 raise ValueError(f"{name} stands twice in price book {book.version}")
-    search = int(Decimal(book.web_search_per_1000) * 10**15)
+    search = _attos(book.web_search_per_1000, ATTOS_PER_USD_PER_1000)
     return PriceBook(version=book.version, rows=rows, web_search=search)
 
 
 def _row(entry: _RowFile) -> ModelRow:
     if (entry.long_context is None) != (entry.long_context_above is None):
         raise ValueError(f"{entry.id}: a long-context price and its threshold go together")
+    if entry.long_context is not None and entry.fast is not None:
+        raise ValueError(f"{entry.id}: what a long context costs in fast mode is not defined")
+    if entry.hold_output_tokens_max > entry.output_tokens_max:
+        raise ValueError(f"{entry.id}: the hold cap is above what the model can say")
     return ModelRow(
         id=entry.id,
         rates=_rates(entry.rates),
@@ -129,12 +141,16 @@ def _row(entry: _RowFile) -> ModelRow:
 
 
 def _rates(entry: _RatesFile) -> Rates:
-    return Rates(**{name: _attos(getattr(entry, name)) for name in _RatesFile.__struct_fields__})
+    return Rates(
+        **{name: _attos(getattr(entry, name), ATTOS_PER_USD_PER_MTOK) for name in _RatesFile.__struct_fields__}
+    )
 
 
-def _attos(usd_per_mtok: str) -> int:
-    """Exact, or ValueError: with at most four decimals, × 11/10 × 1/2 × (ppm / 10**6) stays an integer."""
-    value = Decimal(usd_per_mtok) * ATTOS_PER_USD_PER_MTOK
-    if value < 0 or value % _FINEST_ATTOS:
-        raise ValueError(f"not a price per million tokens: {usd_per_mtok!r}")
-    return int(value)
+def _attos(usd: str, attos_per_usd: int) -> int:
+    """Exact, or ValueError: with at most four decimals, × 11/10 × 1/2 × (ppm / 10**6) stays an integer.
+
+    Nothing is free by a slip: a price of zero is refused.
+    """
+    if not _PRICE.fullmatch(usd) or not Decimal(usd):
+        raise ValueError(f"not a price in dollars with at most four decimals: {usd[:40]!r}")
+    return int(Decimal(usd) * attos_per_usd)

@@ -6,11 +6,15 @@ import msgspec
 
 from libs.common import money
 from libs.common.pricebook import ModelRow, PriceBook, Rates
-from libs.common.usage import ModelCall, Usage, model_calls, web_searches
+from libs.common.usage import ModelCall, Usage, UsageUnreadable, model_calls, text, web_searches
 
 PriceClass = Literal["input", "output", "cache_write_5m", "cache_write_1h", "cache_read", "web_search"]
 PPM: Final = 1_000_000
 ATTOS_PER_NANO: Final = 10**9
+TOTAL_NANOS_MAX: Final = 10**15 - 1
+"""What one response may cost: settlement takes at most 15 digits (lua/settle.lua). More is parked, not retried for ever."""
+MULTIPLIER_PPM_MAX: Final = 900_000_000
+"""900 times public prices: the dearest unit price is then still an Int64 of atto-dollars, as the archive keeps it."""
 
 _TOKEN_CLASSES: Final[tuple[PriceClass, ...]] = (
     "input",
@@ -81,8 +85,12 @@ def price(
 ) -> Priced:
     """The receipt of one response. `multiplier_ppm` is the account's, 1_000_000 = public prices.
 
-    Raises Unpriced for a model, tier, region or speed without a price, UsageUnreadable for amounts no rule covers.
+    Raises Unpriced for a model, tier, region, speed or multiplier without a price, UsageUnreadable for amounts no rule
+    covers.
     """
+    if not 0 <= multiplier_ppm <= MULTIPLIER_PPM_MAX:
+        raise Unpriced(f"a multiplier of {multiplier_ppm} ppm is out of range")
+    modifier_ppm, speed = _modifier_ppm(usage), text(usage, "speed")
     calls = model_calls(
         usage,
         model_asked=model_asked,
@@ -93,24 +101,25 @@ def price(
     bill = _Bill(multiplier_ppm)
     for call in calls:
         if not call.declined:
-            _add_call(bill, call, usage, book)
+            _add_call(bill, call, book, speed=speed, modifier_ppm=modifier_ppm)
     bill.add(model_answered, "web_search", web_searches(usage), book.web_search, PPM)
+    if bill.total_nanos > TOTAL_NANOS_MAX:
+        raise UsageUnreadable("a response that costs more than 999,999 dollars")
     return Priced(total_nanos=bill.total_nanos, lines=bill.lines)
 
 
-def _add_call(bill: "_Bill", call: ModelCall, usage: Usage, book: PriceBook) -> None:
+def _add_call(bill: "_Bill", call: ModelCall, book: PriceBook, *, speed: str | None, modifier_ppm: int) -> None:
     row = book.find(call.model)
     if row is None:
-        raise Unpriced(f"no price for model {call.model!r} in book {book.version}")
-    rates = _rates(row, call, usage.get("speed"))
-    modifier_ppm = _modifier_ppm(usage)
+        raise Unpriced(f"no price for model {call.model[:64]!r} in book {book.version}")
+    rates = _rates(row, call, speed)
     for price_class in _TOKEN_CLASSES:
         bill.add(call.model, price_class, getattr(call, price_class), getattr(rates, price_class), modifier_ppm)
 
 
 def _rates(row: ModelRow, call: ModelCall, speed: str | None) -> Rates:
     if speed not in _SPEEDS:
-        raise Unpriced(f"no price for speed {speed!r}")
+        raise Unpriced(f"no price for speed {str(speed)[:64]!r}")
     if speed == "fast":
         if row.fast is None:
             raise Unpriced(f"no fast price for model {row.id!r}")
@@ -122,11 +131,11 @@ def _rates(row: ModelRow, call: ModelCall, speed: str | None) -> Rates:
 
 
 def _modifier_ppm(usage: Usage) -> int:
-    geo, tier = usage.get("inference_geo"), usage.get("service_tier")
+    geo, tier = text(usage, "inference_geo"), text(usage, "service_tier")
     if geo not in _GEO_PPM:
-        raise Unpriced(f"no price for inference_geo {geo!r}")
+        raise Unpriced(f"no price for inference_geo {str(geo)[:64]!r}")
     if tier not in _TIER_PPM:
-        raise Unpriced(f"no price for service_tier {tier!r}")
+        raise Unpriced(f"no price for service_tier {str(tier)[:64]!r}")
     return _GEO_PPM[geo] * _TIER_PPM[tier] // PPM
 
 

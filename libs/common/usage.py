@@ -3,6 +3,7 @@
 A usage is the API's own JSON object, kept as it came (`dict[str, Any]`): what we do not know must not get lost.
 """
 
+import re
 from collections.abc import Collection, Iterator
 from typing import Any, Final, Literal, cast
 
@@ -24,6 +25,14 @@ _NOT_COUNTED: Final = frozenset(
     {"service_tier", "inference_geo", "speed", "output_tokens_details", "fallback_credit", "type", "model"}
 )
 """Fields that are not amounts: they say how the amounts are priced, split them for display, or report a credit."""
+
+
+AMOUNT_MAX: Final = 10**9
+"""More tokens or searches than this in one field is no answer of the API: the event is parked, not priced."""
+ITERATIONS_MAX: Final = 10_000
+_DATE: Final = re.compile(r"-20\d{6}$", re.ASCII)
+_NAMES_SHOWN_MAX: Final = 5
+_NAME_CHARS_MAX: Final = 64
 
 
 class UsageUnreadable(ValueError):
@@ -70,59 +79,84 @@ def model_calls(
     """
     unknown = sorted(unknown_amounts(usage))
     if unknown:
-        raise UsageUnreadable(f"amounts that no price covers: {', '.join(unknown)}")
-    iterations = usage.get("iterations")
-    if not iterations:
+        raise UsageUnreadable(f"amounts that no price covers: {', '.join(unknown[:_NAMES_SHOWN_MAX])}")
+    entries = _entries(usage)
+    if not entries:
         return [_call(usage, "message", model_answered, cache_ttl_1h=cache_ttl_1h)]
-    by_fallback = any(entry.get("type") == "fallback_message" for entry in iterations)
+    by_fallback = any(entry.get("type") == "fallback_message" for entry in entries)
     own_model = model_asked if by_fallback else model_answered
-    return [
-        _call(
-            entry,
-            entry["type"],
-            entry.get("model") or own_model,
-            cache_ttl_1h=cache_ttl_1h,
-            declined=by_fallback and _is_declined(entry, own_model, declined_models),
-        )
-        for entry in iterations
-    ]
+    declined = {_undated(model) for model in declined_models}
+    calls = []
+    for entry in entries:
+        model = text(entry, "model") or own_model
+        is_declined = by_fallback and _is_declined(entry, model, declined)
+        calls.append(_call(entry, entry["type"], model, cache_ttl_1h=cache_ttl_1h, declined=is_declined))
+    return calls
 
 
 def web_searches(usage: Usage) -> int:
-    """Billable web searches; web fetches are free."""
-    tools = usage.get("server_tool_use") or {}
-    return _amount(tools, "web_search_requests")
+    """Billable web searches; web fetches are free. Raises UsageUnreadable."""
+    return _amount(_object(usage, "server_tool_use"), "web_search_requests")
+
+
+def text(parent: Usage, name: str) -> str | None:
+    """A field that is a string or null. Raises UsageUnreadable for anything else."""
+    value = parent.get(name)
+    if value is not None and not isinstance(value, str):
+        raise UsageUnreadable(f"{name} is not a text")
+    return value
 
 
 def unknown_amounts(usage: Usage) -> Iterator[str]:
-    """Names of non-zero amounts that no rule of ours covers, wherever in the usage they stand."""
+    """Names of non-zero amounts that no rule of ours covers, wherever in the usage they stand. Raises UsageUnreadable."""
     yield from _unknown_in(usage, {*_TOKEN_FIELDS, "cache_creation", "server_tool_use", "iterations"} | _NOT_COUNTED)
     yield from _unknown_in(_object(usage, "server_tool_use"), _SERVER_TOOLS)
     yield from _unknown_in(_object(usage, "cache_creation"), _CACHE_FIELDS)
     for entry in _entries(usage):
-        if entry.get("type") not in _CALL_KINDS:
-            yield f"iterations[{entry.get('type')}]"
+        kind = text(entry, "type")
+        if kind not in _CALL_KINDS:
+            yield f"iterations[{str(kind)[:_NAME_CHARS_MAX]}]"
         yield from _unknown_in(entry, {*_TOKEN_FIELDS, "cache_creation"} | _NOT_COUNTED)
         yield from _unknown_in(_object(entry, "cache_creation"), _CACHE_FIELDS)
 
 
 def _unknown_in(amounts: Usage, known: Collection[str]) -> Iterator[str]:
     for name, value in amounts.items():
-        if name not in known and value and not isinstance(value, str):
-            yield name
+        if name not in known and _holds_amount(value):
+            yield name[:_NAME_CHARS_MAX]
+
+
+def _holds_amount(value: Any) -> bool:
+    """Whether a number other than zero, or a true flag, stands anywhere in it. Without recursion: a caller may nest deeply."""
+    stack = [value]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, dict):
+            stack += value.values()
+        elif isinstance(value, list):
+            stack += value
+        elif value and not isinstance(value, str):
+            return True
+    return False
 
 
 def _object(parent: Usage, name: str) -> Usage:
-    value = parent.get(name) or {}
+    value = parent.get(name)
+    if value is None:
+        return {}
     if not isinstance(value, dict):
         raise UsageUnreadable(f"{name} is not an object")
     return cast("Usage", value)
 
 
 def _entries(usage: Usage) -> list[Usage]:
-    entries = usage.get("iterations") or []
+    entries = usage.get("iterations")
+    if entries is None:
+        return []
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise UsageUnreadable("iterations is not a list of objects")
+    if len(entries) > ITERATIONS_MAX:
+        raise UsageUnreadable(f"more than {ITERATIONS_MAX} iterations")
     return cast("list[Usage]", entries)
 
 
@@ -130,24 +164,27 @@ def _amount(amounts: Usage, name: str) -> int:
     value = amounts.get(name)
     if value is None:
         return 0
-    if type(value) is not int or value < 0:
-        raise UsageUnreadable(f"{name} is not a count: {value!r}")
+    if type(value) is not int or not 0 <= value <= AMOUNT_MAX:
+        raise UsageUnreadable(f"{name} is not a count of at most {AMOUNT_MAX}")
     return value
 
 
-def _is_declined(entry: Usage, own_model: str, declined_models: Collection[str]) -> bool:
-    """Only a `message` entry can be a declined hop; the one that served is `fallback_message` (SDK 2.12, types)."""
+def _is_declined(entry: Usage, model: str, declined_undated: Collection[str]) -> bool:
+    """Only a `message` entry can be a declined hop; the one that served is `fallback_message` (SDK 2.12, types).
+
+    Dates are left out of the comparison: a fallback block names the model as the caller did, an entry by its full id.
+    """
     if entry.get("type") != "message":
         return False
-    return not entry.get("output_tokens") or (entry.get("model") or own_model) in declined_models
+    return not _amount(entry, "output_tokens") or _undated(model) in declined_undated
+
+
+def _undated(model: str) -> str:
+    return _DATE.sub("", model)
 
 
 def _call(amounts: Usage, kind: CallKind, model: str, *, cache_ttl_1h: bool, declined: bool = False) -> ModelCall:
-    written = _amount(amounts, "cache_creation_input_tokens")
-    split = _object(amounts, "cache_creation")
-    write_1h = min(_amount(split, "ephemeral_1h_input_tokens"), written)
-    write_5m = min(_amount(split, "ephemeral_5m_input_tokens"), written - write_1h)
-    rest = written - write_1h - write_5m
+    write_5m, write_1h, rest = _cache_writes(amounts)
     return ModelCall(
         kind=kind,
         model=model,
@@ -158,3 +195,16 @@ def _call(amounts: Usage, kind: CallKind, model: str, *, cache_ttl_1h: bool, dec
         output=_amount(amounts, "output_tokens"),
         declined=declined,
     )
+
+
+def _cache_writes(amounts: Usage) -> tuple[int, int, int]:
+    """5-minute, 1-hour, and undivided tokens. The total counts: a delta lowers or raises it without a new split."""
+    split = _object(amounts, "cache_creation")
+    told_5m = _amount(split, "ephemeral_5m_input_tokens")
+    told_1h = _amount(split, "ephemeral_1h_input_tokens")
+    if amounts.get("cache_creation_input_tokens") is None:
+        return told_5m, told_1h, 0
+    total = _amount(amounts, "cache_creation_input_tokens")
+    write_1h = min(told_1h, total)
+    write_5m = min(told_5m, total - write_1h)
+    return write_5m, write_1h, total - write_1h - write_5m
