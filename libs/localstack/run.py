@@ -200,7 +200,8 @@ The relay is running.
 Try it:
 
   curl -N {url}/v1/messages \\
-    -H "x-api-key: {key}" -H "anthropic-version: 2023-06-01" -H "content-type: application/json" \\
+    -H "x-api-key: {key}" -H "anthropic-version: 2023-06-01" \\
+    -H "content-type: application/json" \\
     -d '{{"model":"claude-sonnet-4-6","max_tokens":200,"stream":true,"messages":[{{"role":"user","content":"Hello"}}]}}'
 
 Claude Code:

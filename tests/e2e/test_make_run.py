@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shlex
 import signal
 import stat
 import subprocess
@@ -94,7 +93,7 @@ def test_what_is_written_down(local_run: LocalRun) -> None:
 def test_the_printed_curl_streams(local_run: LocalRun) -> None:
     found = re.search(r"^  (curl -N .*?)\n\n", local_run.printed, re.MULTILINE | re.DOTALL)
     assert found
-    done = subprocess.run(shlex.split(found[1]), check=True, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(["sh", "-c", found[1]], check=True, capture_output=True, text=True, timeout=30)
     assert done.stdout.startswith("event: message_start\n")
     assert "event: message_stop\n" in done.stdout
 
