@@ -141,7 +141,7 @@ class Exchange:
         masked = masks.masked_answer(self._status, body)
         if masked is not None:
             self._services.metrics.add("relay_upstream_masked_total", str(self._status))
-            _log.warning("upstream answered %d; the caller sees %d", self._status, masked.status)
+            _log.warning("%s: upstream answered %d; the caller sees %d", self._request_id, self._status, masked.status)
             raise masked
         self._ending = Ending.ANSWERED
         await self._begin(response, send)
@@ -176,7 +176,7 @@ class Exchange:
                 finally:  # what came from the upstream counts, also if the time was up while the caller did not take it
                     meter.feed(chunk)
         except httpx2.TransportError as error:
-            _log.warning("upstream broke inside a stream: %s", type(error).__name__)
+            _log.warning("%s: upstream broke inside a stream: %s", self._request_id, type(error).__name__)
             self._services.metrics.add("relay_upstream_errors_total", "broken_stream")
         meter.end()
         if self._reading.complete:
