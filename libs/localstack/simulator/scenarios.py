@@ -1,50 +1,51 @@
 """The scenarios, and how a request names one."""
 
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 SCENARIOS: Final = {
     "text": "answer with about `tokens` tokens of text",
-    "error:STATUS": "answer with that HTTP status and the API's body for it",
+    "error:STATUS": "answer with that HTTP status and the API's body for it; `message` replaces the text",
     "spend_limit": "400 that speaks of the operator's usage limits",
     "enforced_spend_limit": "429 of the operator's monthly limit",
     "on_hold": "403 of an organization on hold",
     "overloaded": "529 for the first `times` requests with the same x-sim-id, then an answer",
-    "slow": "`gap_ms` between events, `first_ms` before the first byte",
-    "silent": "`ms` of silence before the head",
-    "cut": "break the connection after `after` events; `clean=1`: end the body cleanly instead",
-    "cut_inside_frame": "break the connection inside the event after `after` events",
-    "cut_json": "break the connection in the middle of a JSON body",
+    "slow": "`gap_ms` between events (200), `first_ms` before the head; a JSON answer comes in four pieces",
+    "silent": "`ms` of silence before the head (1000)",
+    "cut": "break the connection after `after` events, or inside a JSON answer; `clean=1`: end the body cleanly instead",
+    "cut_inside_frame": "break the connection inside the event after `after` events, or inside a JSON answer",
+    "cut_json": "break the connection in the middle of a JSON answer; a stream as cut_inside_frame",
     "reset": "read the request, then reset the connection",
-    "error_event": "an error event after `after` events; `type` and `message` choose it",
-    "no_message_stop": "end the body cleanly without message_stop",
+    "error_event": "an error event after `after` events; `type` and `message` choose it; as JSON that error's status",
+    "no_message_stop": "end the stream cleanly without message_stop",
     "no_usage": "an answer without any usage",
     "falling_usage": "usage in message_delta lower than in message_start",
-    "one_byte": "write the stream byte by byte",
-    "split_utf8": "write the stream in pieces of `size` bytes, splitting characters",
-    "crlf": "end lines with CRLF",
+    "one_byte": "write the body byte by byte",
+    "split_utf8": "write the body in pieces of `size` bytes (7), splitting characters",
+    "crlf": "end the lines of a stream with CRLF",
     "coalesced": "write all events at once",
-    "unknown_event": "put an event nobody knows into the stream",
-    "big_event": "a text delta of `size` bytes",
-    "big_header": "a response header of `size` bytes",
+    "unknown_event": "put an event nobody knows into the stream, a field nobody knows into JSON",
+    "big_event": "a text delta of `size` bytes (1 MiB)",
+    "big_header": "a response header of `size` bytes (4096)",
     "gzip": "compress the body although nobody asked for it",
-    "redirect": "302 to another host",
+    "redirect": "302 to another host, or to `to`",
     "close": "close the connection after the answer",
     "early_hints": "103 before the answer",
-    "advisor": "usage with iterations, one of them on another model",
+    "advisor": "usage with iterations, one of them on another model (`model`)",
     "compaction": "usage with a compaction iteration",
-    "fallback": "a fallback served the answer after the first model had produced output",
-    "fallback_declined": "a fallback served the answer, the first model declined at once",
-    "web_search": "`n` web searches",
+    "fallback": "a fallback (`model`) served the answer after the first model had produced output",
+    "fallback_declined": "a fallback (`model`) served the answer, the first model declined at once",
+    "web_search": "`n` web searches (1)",
     "refusal_empty": "a refusal that says nothing",
     "refusal_mid": "a refusal in the middle of the output",
     "geo_us": "served in the US",
     "batch_tier": "served on the batch tier",
     "fast": "served in fast mode",
-    "cache_1h": "`tokens` written to the cache for an hour",
-    "long_context": "`tokens` of input",
+    "cache_1h": "`tokens` written to the cache for an hour (2000)",
+    "long_context": "`tokens` of input (250000)",
     "unknown_class": "a usage amount nobody knows",
 }
+"""Every answer also takes `gap_ms` and `first_ms`, and `tokens` as its length where the scenario does not need it for itself."""
 
 
 @dataclass(frozen=True)
@@ -55,19 +56,29 @@ class Scenario:
     parameters: dict[str, str] = field(default_factory=dict)
 
     def number(self, name: str, default: int) -> int:
-        """A parameter as a number."""
-        return int(self.parameters.get(name, default))
+        """A parameter as a number; the default where it is none."""
+        value = self.parameters.get(name, "")
+        return int(value) if value.isdecimal() else default
 
     def text(self, name: str, default: str) -> str:
         """A parameter as it is."""
         return self.parameters.get(name, default)
 
 
-def parse(header: str) -> Scenario:
+def parse(line: str) -> Scenario:
     """`NAME[;param=value…]`; `error:529` is the scenario `error` with the parameter `status`."""
-    name, *pairs = [part.strip() for part in header.split(";")]
+    name, *pairs = [part.strip() for part in line.split(";")]
     parameters = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
     base, _, argument = name.partition(":")
     if argument:
         parameters["status"] = argument
     return Scenario(base, parameters)
+
+
+def line_of(header: str, body: dict[str, Any]) -> str:
+    """Where a request names its scenario: the header, else `metadata.user_id`; empty for none."""
+    metadata = body.get("metadata")
+    user = metadata.get("user_id") if isinstance(metadata, dict) else None
+    if header or not isinstance(user, str) or not user.startswith("sim:"):
+        return header
+    return user.removeprefix("sim:")
