@@ -1,6 +1,7 @@
 """A closed-loop load of many keep-alive connections: `python -m bench.load URL KEY json|sse REQUESTS CONNECTIONS`.
 
-Prints one JSON object: requests, errors, seconds, and the time from request to the last byte (p50, p99, milliseconds).
+Prints one JSON object: requests, errors (not 200, or a stream without its end), seconds, and the time from request to the last
+byte (p50, p99, milliseconds).
 """
 
 import asyncio
@@ -47,7 +48,9 @@ class _Connection(asyncio.Protocol):
         self._buffer += data
         if self._is_complete():
             self._run.seconds.append(time.perf_counter() - self._started)
-            if not self._buffer.startswith(b"HTTP/1.1 200"):
+            if not self._buffer.startswith(b"HTTP/1.1 200") or self._run.stream is not (
+                b'"message_stop"' in self._buffer
+            ):
                 self._run.errors += 1
             self._next()
 

@@ -1,5 +1,6 @@
 """How a service runs its HTTP server: uvloop, one log format, and a clean exit after SIGTERM."""
 
+import gc
 import logging
 import signal
 from typing import Final
@@ -36,4 +37,13 @@ def run(server: uvicorn.Server, *, log_level: str) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         # uvicorn raises the signal again when it is done; without a handler that would kill us before our own clean-up
         signal.signal(number, lambda *_: None)
+    _tune_collector()
     uvloop.run(server.serve())
+
+
+def _tune_collector() -> None:
+    """What was built at start stays for good: never look at it again, and look less often for cycles, of which a request
+    makes hardly any. Seen with `make bench-smoke`: 300 → 268 µs for a JSON request."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)

@@ -1,0 +1,1 @@
+"""`make test-clients`: the TypeScript SDK and Claude Code, both from npm, through the relay. Read __main__.py first."""
