@@ -138,7 +138,7 @@ class Exchange:
     async def _relay_error(self, response: httpx2.Response, send: Send) -> None:
         body = await read_whole(response, bytes_max=self._services.error_body_bytes_max)
         self._services.metrics.add("relay_upstream_errors_total", str(self._status))
-        masked = masks.masked_answer(self._status, body)
+        masked = masks.masked_answer(self._status, body, packed=is_packed(response))
         if masked is not None:
             self._services.metrics.add("relay_upstream_masked_total", str(self._status))
             _log.warning("%s: upstream answered %d; the caller sees %d", self._request_id, self._status, masked.status)
@@ -178,6 +178,8 @@ class Exchange:
         except httpx2.TransportError as error:
             _log.warning("%s: upstream broke inside a stream: %s", self._request_id, type(error).__name__)
             self._services.metrics.add("relay_upstream_errors_total", "broken_stream")
+        if held := screen.flush():  # an error event that the upstream did not end
+            await self._pass(send, held)
         meter.end()
         if self._reading.complete:
             self._ending = Ending.ANSWERED
@@ -279,3 +281,8 @@ async def read_whole(response: httpx2.Response, *, bytes_max: int) -> bytes:
     except httpx2.TransportError as error:
         raise explain(error) from error
     return b"".join(chunks)
+
+
+def is_packed(response: httpx2.Response) -> bool:
+    """Whether a body has a content coding, which was never asked for: it cannot be judged by its bytes."""
+    return value(response.headers.raw, b"content-encoding").lower() not in _PLAIN

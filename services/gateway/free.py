@@ -12,7 +12,7 @@ from libs.common.metrics import Metrics
 from libs.common.pricebook import PriceBook
 from libs.common.runtime import spawn
 from services.gateway import asgi, masks
-from services.gateway.exchange import read_whole
+from services.gateway.exchange import is_packed, read_whole
 from services.gateway.headers import Headers, caller_response
 from services.gateway.upstream import Call, Upstream
 
@@ -71,7 +71,7 @@ class FreePaths:
             raise UpstreamFailed(_ODD_ANSWER)
         if response.status_code >= 400:
             self._metrics.add("relay_upstream_errors_total", str(response.status_code))
-            masked = masks.masked_answer(response.status_code, body)
+            masked = masks.masked_answer(response.status_code, body, packed=is_packed(response))
             if masked is not None:
                 raise masked
         return response, body

@@ -3,6 +3,7 @@
 Header lists are ASGI's: pairs of lower-case name and value, both bytes.
 """
 
+import re
 from typing import Final
 
 Headers = list[tuple[bytes, bytes]]
@@ -30,12 +31,17 @@ _REQUEST_DROPPED: Final = _HOP_BY_HOP | {
     b"cookie",
     b"anthropic-workspace-id",
     b"anthropic-user-profile-id",
+    b"anthropic-organization-id",
     b"forwarded",
     b"via",
+    b"x-forwarded",
     b"x-real-ip",
+    b"x-client-ip",
+    b"x-cluster-client-ip",
     b"true-client-ip",
 }
-_REQUEST_DROPPED_PREFIXES: Final = (b"x-forwarded-", b"cf-", b"x-relay-")
+"""Who pays and who calls is said by us; the way here is nobody's business; the body's length is counted anew."""
+_REQUEST_DROPPED_PREFIXES: Final = (b"x-forwarded-", b"x-original-", b"x-envoy-", b"cf-", b"x-relay-")
 _RESPONSE_KEPT: Final = frozenset(
     {
         b"content-type",
@@ -47,20 +53,26 @@ _RESPONSE_KEPT: Final = frozenset(
         b"content-disposition",
     }
 )
+_PRINTABLE: Final = re.compile(rb"[\t\x20-\x7e]*")
 _RETRY_AFTER_STATUSES: Final = frozenset({429, 503, 529})
-_CLIENTS: Final = (
-    (b"claude-cli/", "claude-code"),
-    (b"Anthropic/Python", "anthropic-python"),
-    (b"AsyncAnthropic/Python", "anthropic-python"),
-    (b"Anthropic/JS", "anthropic-typescript"),
-    (b"opencode/", "opencode"),
-    (b"ai-sdk/", "ai-sdk"),
-    (b"Cline/", "cline"),
-    (b"RooCode/", "roo-code"),
-    (b"Zed/", "zed"),
-    (b"litellm/", "litellm"),
-    (b"curl/", "curl"),
-)
+_RETRY_AFTER_SECONDS_MAX: Final = 60
+"""SDKs sleep for as long as they are told, a day if need be (PROTOCOL.md, section 1)."""
+_RETRY_AFTER: Final = re.compile(rb"[0-9]{1,9}")
+_CLIENTS: Final = {
+    b"claude-cli": "claude-code",
+    b"claude-code": "claude-code",
+    b"Anthropic/Python": "anthropic-python",
+    b"AsyncAnthropic/Python": "anthropic-python",
+    b"Anthropic/JS": "anthropic-typescript",
+    b"opencode": "opencode",
+    b"ai-sdk": "ai-sdk",
+    b"Cline": "cline",
+    b"RooCode": "roo-code",
+    b"Zed": "zed",
+    b"litellm": "litellm",
+    b"curl": "curl",
+}
+"""By the product at the head of `user-agent`; of Anthropic's SDKs with the language behind it."""
 
 
 def upstream_request(headers: Headers, *, credential: bytes, connection_listed: frozenset[bytes]) -> Headers:
@@ -78,24 +90,27 @@ def upstream_request(headers: Headers, *, credential: bytes, connection_listed: 
 
 
 def caller_response(headers: Headers, status: int, *, relay_request_id: bytes) -> Headers:
-    """The upstream's headers as the caller gets them."""
+    """The upstream's headers as the caller gets them: an allowlist, printable ASCII only."""
     kept = [
-        (name, value)
-        for raw_name, value in headers
-        if (name := raw_name.lower()) in _RESPONSE_KEPT or (name == b"retry-after" and status in _RETRY_AFTER_STATUSES)
+        (name, sent)
+        for raw_name, sent in headers
+        if (name := raw_name.lower()) in _RESPONSE_KEPT and _PRINTABLE.fullmatch(sent)
     ]
+    if status in _RETRY_AFTER_STATUSES and _RETRY_AFTER.fullmatch(seconds := value(headers, b"retry-after")):
+        kept.append((b"retry-after", str(min(int(seconds), _RETRY_AFTER_SECONDS_MAX)).encode()))
     kept.append((b"x-relay-request-id", relay_request_id))
     return kept
 
 
 def credential(headers: Headers) -> bytes | None:
     """The key of a request: `x-api-key`, else `Authorization: Bearer`, as at Anthropic; None if there is neither."""
-    bearer: bytes | None = None
-    for name, value in headers:
-        if name == b"x-api-key" and value:
-            return value
-        if name == b"authorization" and value[:7].lower() == b"bearer ":
-            bearer = value[7:].strip()
+    bearer = b""
+    for name, sent in headers:
+        if name == b"x-api-key" and (key := sent.strip()):
+            return key
+        if name == b"authorization":
+            scheme, _, token = sent.strip().partition(b" ")
+            bearer = token.strip() if scheme.lower() == b"bearer" else b""
     return bearer or None
 
 
@@ -107,7 +122,9 @@ def value(headers: Headers, name: bytes) -> bytes:
 def client_family(headers: Headers) -> str:
     """Which program calls, from `user-agent`; `other` for those we do not know, and `` without one."""
     agent = value(headers, b"user-agent")
-    for prefix, family in _CLIENTS:
-        if agent.startswith(prefix):
-            return family
-    return "other" if agent else ""
+    if not agent:
+        return ""
+    product, _, rest = agent.partition(b"/")
+    if product.endswith(b"Anthropic"):
+        product += b"/" + rest.partition(b" ")[0]
+    return _CLIENTS.get(product, "other")

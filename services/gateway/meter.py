@@ -2,8 +2,12 @@
 
 Only the events that carry usage or say what a refusal or a fallback was are decoded; text deltas are decoded for their
 length alone, which is what an abandoned stream is billed by. Grammar and overlay rule: PROTOCOL.md, section 6.
+
+An event is what its data say it is (`type`), whatever its `event:` line says: so do the SDKs read it. A field of a wrong type, or
+one the fast decoder cannot read (lone surrogates, deep nesting), costs that field and not the rest of the answer.
 """
 
+import contextlib
 import zlib
 from typing import Any, Final, Protocol
 
@@ -11,10 +15,17 @@ import msgspec
 
 from libs.common.metrics import Metrics
 from libs.common.usage import Usage, overlay
-from services.gateway import sse
+from services.gateway import sse, tolerant
 
-_DELTA_EVENT: Final = b"event: content_block_delta\n"
-_PING_EVENT: Final = b"event: ping\n"
+JSON_BYTES_MAX: Final = 64 * 1024 * 1024
+"""A JSON answer larger than this is not metered: the largest ones of the API are a few megabytes."""
+PLAIN_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Nor is a coded one that unpacks to more."""
+_PLAIN_CHUNK_BYTES: Final = 64 * 1024
+_DELTA_LEAD: Final = b"event: content_block_delta\ndata: "
+_DELTA_LEAD_BYTES: Final = len(_DELTA_LEAD)
+_DELTA: Final = "content_block_delta"
+_UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, tolerant.NotAnObject)
 
 
 class Reading(msgspec.Struct, kw_only=True):
@@ -33,10 +44,10 @@ class Reading(msgspec.Struct, kw_only=True):
     """The type of an `error` event inside the stream."""
     stop_reason: str = ""
     text_chars: int = 0
-    """Characters of text, thinking and tool input received."""
+    """Characters of text, thinking and tool input received (docs/adr/0002)."""
     blocks: int = 0
     said_something: bool = False
-    """Some content block is not an empty text."""
+    """Some content block is something else than an empty text."""
     declined_models: list[str] = []
     """Models that handed over to a fallback before any output."""
 
@@ -58,24 +69,21 @@ class Meter(Protocol):
         """The body came to a clean end."""
 
 
-class _Delta(msgspec.Struct):
+class _Delta(msgspec.Struct, gc=False):
     text: str = ""
     thinking: str = ""
     partial_json: str = ""
 
 
-class _DeltaEvent(msgspec.Struct):
+class _DeltaEvent(msgspec.Struct, gc=False):
     delta: _Delta
-
-
-class _Named(msgspec.Struct):
-    model: str = ""
+    type: str = ""
 
 
 class _Block(msgspec.Struct, rename={"from_": "from"}):
-    type: str = ""
-    text: str = ""
-    from_: _Named | None = None
+    type: Any = ""
+    text: Any = ""
+    from_: Any = None
 
 
 class _BlockEvent(msgspec.Struct):
@@ -83,9 +91,9 @@ class _BlockEvent(msgspec.Struct):
 
 
 class _Message(msgspec.Struct):
-    model: str = ""
-    usage: dict[str, Any] | None = None
-    stop_reason: str | None = None
+    model: Any = ""
+    usage: Any = None
+    stop_reason: Any = None
     content: list[_Block] = []
 
 
@@ -93,17 +101,13 @@ class _StartEvent(msgspec.Struct):
     message: _Message
 
 
-class _StopInfo(msgspec.Struct):
-    stop_reason: str | None = None
-
-
 class _MessageDeltaEvent(msgspec.Struct):
-    delta: _StopInfo | None = None
-    usage: dict[str, Any] | None = None
+    delta: Any = None
+    usage: Any = None
 
 
 class _ErrorInfo(msgspec.Struct):
-    type: str = "api_error"
+    type: str
 
 
 class _ErrorEvent(msgspec.Struct):
@@ -111,15 +115,17 @@ class _ErrorEvent(msgspec.Struct):
 
 
 class _Typed(msgspec.Struct):
-    type: str = ""
+    type: str
 
 
+_decode_any: Final = msgspec.json.Decoder().decode
 _decode_delta: Final = msgspec.json.Decoder(_DeltaEvent).decode
 _decode_block: Final = msgspec.json.Decoder(_BlockEvent).decode
+_decode_blocks: Final = msgspec.json.Decoder(list[_Block]).decode
 _decode_start: Final = msgspec.json.Decoder(_StartEvent).decode
 _decode_message_delta: Final = msgspec.json.Decoder(_MessageDeltaEvent).decode
 _decode_error: Final = msgspec.json.Decoder(_ErrorEvent).decode
-_decode_typed: Final = msgspec.json.Decoder(_Typed).decode
+_decode_type: Final = msgspec.json.Decoder(_Typed).decode
 _decode_message: Final = msgspec.json.Decoder(_Message).decode
 
 
@@ -134,18 +140,23 @@ class StreamMeter:
     def feed(self, chunk: bytes) -> None:
         """Look at the next bytes of the body. Never raises: what cannot be read is counted and passed over."""
         for frame in self._frames.feed(chunk):
-            if frame.startswith(_PING_EVENT):
-                continue
             try:
-                if frame.startswith(_DELTA_EVENT):
-                    self._on_delta(sse.data(frame))
-                else:
-                    self._on_event(sse.data(frame))
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TypeError):
+                if not (frame.startswith(_DELTA_LEAD) and self._is_delta(frame[_DELTA_LEAD_BYTES:])):
+                    self._on_event(frame)
+            except _UNREADABLE:
                 self._metrics.add("relay_meter_errors_total", "frame")
 
     def end(self) -> None:
-        """A stream's end is `message_stop`, not the end of its bytes: nothing to do but to count what was passed over."""
+        """The body has ended, cleanly or not. Its last event counts although the empty line behind it may be missing.
+
+        But not an error: without that line no client reads it, and the stream must not pass for one that has said why it ends.
+        """
+        error_type = self.reading.error_type
+        frame = self._frames.unfinished
+        with contextlib.suppress(*_UNREADABLE):
+            _decode_type(sse.data(frame))  # an event cut in the middle is none, whatever its name
+            self._on_event(frame)
+        self.reading.error_type = error_type
         if self._frames.skipped:
             self._metrics.add("relay_meter_errors_total", "oversized", self._frames.skipped)
 
@@ -154,72 +165,85 @@ class StreamMeter:
         """Whether the bytes so far end between two events."""
         return self._frames.at_boundary
 
-    def _on_event(self, data: bytes) -> None:
-        if not data:
-            return
-        reading = self.reading
-        match _decode_typed(data).type:
-            case "content_block_delta":
-                self._on_delta(data)
-            case "content_block_start":
-                self._on_block(_decode_block(data).content_block)
-            case "message_start":
-                message = _decode_start(data).message
-                reading.model = message.model
-                reading.usage_start = reading.usage = message.usage
-            case "message_delta":
-                self._on_message_delta(_decode_message_delta(data))
-            case "message_stop":
-                reading.complete = reading.final = True
-            case "error":
-                reading.error_type = _decode_error(data).error.type
-            case _:
-                pass  # content_block_stop, ping, and events yet to be invented
+    def _is_delta(self, data: bytes) -> bool:
+        """The hot path: one decoding where it is one, as it nearly always is."""
+        try:
+            event = _decode_delta(data)
+        except _UNREADABLE:
+            return False
+        if event.type != _DELTA:
+            return False
+        self._note_delta(event.delta)
+        return True
 
-    def _on_delta(self, data: bytes) -> None:
-        delta = _decode_delta(data).delta
+    def _note_delta(self, delta: _Delta) -> None:
         chars = len(delta.text) + len(delta.thinking) + len(delta.partial_json)
         if chars:
             self.reading.text_chars += chars
             self.reading.said_something = True
 
+    def _on_event(self, frame: bytes) -> None:
+        data = sse.data(frame)
+        if not data:
+            return
+        reading = self.reading
+        match _type(data, frame):
+            case "content_block_delta":
+                self._note_delta(_decode_delta(_without_surrogates(data)).delta)
+            case "content_block_start":
+                _note_block(reading, _block(data))
+            case "message_start":
+                _note_message(reading, _started(data))
+            case "message_delta":
+                self._on_message_delta(_message_delta(data))
+            case "message_stop":
+                if not reading.error_type:  # which is terminal: what comes after it makes nothing whole
+                    reading.complete = reading.final = True
+            case "error":
+                reading.error_type = _error_type(data)
+            case _:
+                pass  # content_block_stop, ping, and events yet to be invented
+
     def _on_message_delta(self, event: _MessageDeltaEvent) -> None:
         reading = self.reading
-        if event.usage is not None:
+        if isinstance(event.usage, dict):
             reading.usage = overlay(reading.usage or {}, event.usage)
-        if event.delta is not None and event.delta.stop_reason is not None:
-            reading.stop_reason = event.delta.stop_reason
+        stop_reason = event.delta.get("stop_reason") if isinstance(event.delta, dict) else None
+        if isinstance(stop_reason, str):
+            reading.stop_reason = stop_reason
             reading.final = True
-
-    def _on_block(self, block: _Block) -> None:
-        _note_block(self.reading, block)
 
 
 class JsonMeter:
-    """Meters `application/json`: keeps references to the chunks and reads them once at the end."""
+    """Meters `application/json`: keeps a copy of the body and reads it once at the end."""
 
     def __init__(self, metrics: Metrics) -> None:
         self.reading = Reading()
         self._metrics = metrics
-        self._chunks: list[bytes] = []
+        self._body = bytearray()
+        self._oversized = False
 
     def feed(self, chunk: bytes) -> None:
         """Look at the next bytes of the body."""
-        self._chunks.append(chunk)
+        if len(self._body) + len(chunk) > JSON_BYTES_MAX:
+            self._oversized = True
+            self._body.clear()
+        if not self._oversized:
+            self._body += chunk
 
     def end(self) -> None:
         """Read the whole answer. Never raises."""
-        body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-        self._chunks = []
+        if self._oversized:
+            self._metrics.add("relay_meter_errors_total", "oversized")
+            return
+        body, self._body = bytes(self._body), bytearray()
+        reading = self.reading
         try:
-            message = _decode_message(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            message = _message(body)
+        except _UNREADABLE:
             self._metrics.add("relay_meter_errors_total", "json")
             return
-        reading = self.reading
-        reading.model = message.model
-        reading.usage_start = reading.usage = message.usage
-        reading.stop_reason = message.stop_reason or ""
+        _note_message(reading, message)
         reading.complete = reading.final = True
         for block in message.content:
             _note_block(reading, block)
@@ -233,27 +257,119 @@ class GzipMeter:
         self._inner = inner
         self._metrics = metrics
         self._unzip = zlib.decompressobj(wbits=47)  # 32 + 15: gzip or zlib, told by the header
+        self._plain_bytes = 0
+        self._failed = False
 
     def feed(self, chunk: bytes) -> None:
-        """Look at the next bytes of the body. Never raises."""
-        try:
-            plain = self._unzip.decompress(chunk)
-        except zlib.error:
-            self._metrics.add("relay_meter_errors_total", "gzip")
+        """Look at the next bytes of the body. Never raises, and never unpacks more than 64 KB at a time."""
+        if self._failed or self._unzip.eof:
             return
-        if plain:
-            self._inner.feed(plain)
+        try:
+            while plain := self._unzip.decompress(chunk, _PLAIN_CHUNK_BYTES):
+                self._plain_bytes += len(plain)
+                if self._plain_bytes > PLAIN_BYTES_MAX:
+                    self._fail("oversized")
+                    return
+                self._inner.feed(plain)
+                chunk = self._unzip.unconsumed_tail
+        except zlib.error:
+            self._fail("gzip")
 
     def end(self) -> None:
         """The body came to a clean end."""
         self._inner.end()
 
+    def _fail(self, why: str) -> None:
+        self._failed = True
+        self._metrics.add("relay_meter_errors_total", why)
+
+
+def _type(data: bytes, frame: bytes) -> str:
+    try:
+        return _decode_type(data).type
+    except _UNREADABLE:
+        return sse.event_name(frame).decode("ascii", "replace")
+
+
+def _started(data: bytes) -> _Message:
+    try:
+        return _decode_start(data).message
+    except _UNREADABLE:
+        return _loose_message(_members(data).get("message", b""))
+
+
+def _message(body: bytes) -> _Message:
+    try:
+        return _decode_message(body)
+    except _UNREADABLE:
+        return _loose_message(body)
+
+
+def _loose_message(text: bytes) -> _Message:
+    """Field by field. Content that cannot be read is content all the same. Raises NotAnObject."""
+    members = _members(text)
+    content = members.get("content", b"null")
+    try:
+        blocks = [] if content == b"null" else _decode_blocks(_without_surrogates(content))
+    except _UNREADABLE:
+        blocks = [_Block(type="unreadable")]
+    fields = {name: _loose(members, name) for name in ("model", "usage", "stop_reason")}
+    return _Message(**fields, content=blocks)
+
+
+def _message_delta(data: bytes) -> _MessageDeltaEvent:
+    try:
+        return _decode_message_delta(data)
+    except _UNREADABLE:
+        members = _members(data)
+        return _MessageDeltaEvent(delta=_loose(members, "delta"), usage=_loose(members, "usage"))
+
+
+def _block(data: bytes) -> _Block:
+    try:
+        return _decode_block(_without_surrogates(data)).content_block
+    except _UNREADABLE:
+        return _Block(type="unreadable")
+
+
+def _error_type(data: bytes) -> str:
+    try:
+        return _decode_error(data).error.type or "api_error"
+    except _UNREADABLE:
+        return "api_error"
+
+
+def _members(text: bytes) -> dict[str, bytes]:
+    return dict(tolerant.top_level(text))
+
+
+def _loose(members: dict[str, bytes], name: str) -> Any:
+    try:
+        return _decode_any(_without_surrogates(members.get(name, b"null")))
+    except _UNREADABLE:
+        return None
+
+
+def _without_surrogates(text: bytes) -> bytes:
+    """Lone surrogates become private-use characters; of whole pairs too, each half counts as one."""
+    return text.replace(rb"\ud", rb"\ue").replace(rb"\uD", rb"\uE")
+
+
+def _note_message(reading: Reading, message: _Message) -> None:
+    if isinstance(message.model, str):
+        reading.model = message.model
+    if isinstance(message.stop_reason, str):
+        reading.stop_reason = message.stop_reason
+    if isinstance(message.usage, dict):
+        reading.usage_start = reading.usage = message.usage
+
 
 def _note_block(reading: Reading, block: _Block) -> None:
     if block.type == "fallback":
-        if not reading.said_something and block.from_ is not None:
-            reading.declined_models.append(block.from_.model)
+        declined = block.from_.get("model") if isinstance(block.from_, dict) else None
+        if isinstance(declined, str) and not reading.said_something:
+            reading.declined_models.append(declined)
         return
     reading.blocks += 1
-    if block.type not in ("text", "thinking") or block.text:
+    if block.type != "text" or block.text:
         reading.said_something = True

@@ -41,7 +41,9 @@ def judge(ending: Ending, status: int, reading: Reading, *, input_estimated_toke
         return _FREE
     if reading.final and is_free_refusal(reading.stop_reason, content_empty=reading.content_empty):
         return _FREE
-    if ending is Ending.ABANDONED:
+    if (
+        ending is Ending.ABANDONED and not reading.error_type
+    ):  # after an error event nothing more comes: that is a break
         return _abandoned(reading, input_estimated_tokens)
     if reading.usage is None:
         return _FREE
@@ -57,5 +59,7 @@ def _abandoned(reading: Reading, input_estimated_tokens: int) -> Verdict:
         return Verdict("estimated", {"input_tokens": input_estimated_tokens, "output_tokens": 0})
     start = reading.usage_start
     told = start.get("output_tokens")
-    received = -(-reading.text_chars // _CHARS_PER_TOKEN)
-    return Verdict("estimated", {**start, "output_tokens": (told if type(told) is int else 0) + received})
+    output = (told if type(told) is int else 0) - (-reading.text_chars // _CHARS_PER_TOKEN)
+    # iterations, should they ever stand there so early, would be billed in the place of the estimate
+    rest = {name: amount for name, amount in start.items() if name != "iterations"}
+    return Verdict("estimated", {**rest, "output_tokens": output})

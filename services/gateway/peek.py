@@ -1,7 +1,8 @@
 """What the relay must know of a request body, read from a copy: the body itself is forwarded as it came.
 
 The fast decoder reads the top level only and skips over the rest. It may be stricter than the API (lone surrogates, deep
-nesting): what it refuses is judged again, more tolerantly, in `_members`.
+nesting): what it refuses is judged again, more tolerantly, in `_members`. A body whose top level is no JSON object, or whose
+brackets and strings do not close, is refused; what is wrong inside a value is the upstream's to judge, with its own 400.
 """
 
 import re
@@ -14,12 +15,14 @@ from services.gateway import tolerant
 
 _MONEY_KEYS: Final = frozenset({"model", "max_tokens", "stream", "speed", "inference_geo", "fallbacks", "tools"})
 _UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-_CACHE_CONTROL: Final = b'"cache_control"'
-_TTL_1H: Final = re.compile(rb'"cache_control"\s*+:\s*+\{[^{}]*"ttl"\s*+:\s*+"1h"')
-_CACHE_CONTROLS_MAX: Final = 1000  # the API takes 4; beyond this nobody looks on
-_BASE64_BEGUN: Final = re.compile(rb'"data"\s*+:\s*+"[A-Za-z0-9+/=_\\-]{256}')
+_CACHE_WORDS: Final = (b"cache_control", b"ttl", b"1h")
+_BASE64_BEGUN: Final = re.compile(rb'"data"\s*+:\s*+"(?P<pdf>JVBERi)?[A-Za-z0-9+/=_\\-]{256}')
+"""A PDF begins with `%PDF-`."""
 _BYTES_PER_TOKEN_X2: Final = 7  # 3.5 bytes of text a token (DESIGN.md, decisions)
-_MEDIA_TOKENS: Final = 1600
+_IMAGE_TOKENS: Final = 1600
+_PAGE_TOKENS: Final = 2000
+_PAGE_BYTES: Final = 100_000
+"""Base64 of a PDF page, very roughly: pages of text are a third of it, scanned ones three times as much."""
 _NAMED_MODELS_BYTES_MAX: Final = 4 * 1024 * 1024
 
 
@@ -182,25 +185,36 @@ def _entries(raw: Any, name: str, decode: Any) -> list[_Named]:
     return entries if isinstance(entries, list) else []
 
 
+def _ttl_1h(*words: bytes) -> re.Pattern[bytes]:
+    return re.compile(rb'"%b"\s*+:\s*+\{[^{}]*"%b"\s*+:\s*+"%b"' % words)
+
+
+def _in_any_spelling(word: bytes) -> bytes:
+    return b"".join(rb"(?:%c|\\u00(?i:%02x))" % (letter, letter) for letter in word)
+
+
+_TTL_1H: Final = _ttl_1h(*_CACHE_WORDS)
+_TTL_1H_ESCAPED: Final = _ttl_1h(*map(_in_any_spelling, _CACHE_WORDS))
+_ESCAPED_LETTER: Final = re.compile(
+    rb"\\u00(?i:%b)" % b"|".join(b"%02x" % letter for letter in set(b"".join(_CACHE_WORDS)))
+)
+
+
 def _asks_for_1h(body: bytes) -> bool:
-    at = -1
-    for _ in range(_CACHE_CONTROLS_MAX):
-        at = body.find(_CACHE_CONTROL, at + 1)
-        if at < 0:
-            return False
-        if _TTL_1H.match(body, at):
-            return True
-    return False
+    """Whether any `cache_control` wants an hour, wherever it stands and however it is spelled."""
+    pattern = _TTL_1H_ESCAPED if _ESCAPED_LETTER.search(body) else _TTL_1H
+    return pattern.search(body) is not None
 
 
 def _estimate(body: bytes) -> int:
-    """Input tokens, roughly: text by its bytes, base64 media by a flat figure. What a cancelled JSON request is billed."""
-    media = 0
+    """Input tokens, roughly: text by its bytes, images flat, PDFs by their pages. What a cancelled JSON request is billed."""
+    tokens = 0
     text_bytes = len(body)
     begun = _BASE64_BEGUN.search(body) if b'"base64"' in body else None
     while begun:
-        media += 1
         end = body.find(b'"', begun.end())
-        text_bytes -= (end if end >= 0 else len(body)) - begun.end()
+        media_bytes = (end if end >= 0 else len(body)) - begun.end()
+        text_bytes -= media_bytes
+        tokens += _PAGE_TOKENS * (1 + media_bytes // _PAGE_BYTES) if begun["pdf"] else _IMAGE_TOKENS
         begun = _BASE64_BEGUN.search(body, begun.end())
-    return text_bytes * 2 // _BYTES_PER_TOKEN_X2 + media * _MEDIA_TOKENS
+    return text_bytes * 2 // _BYTES_PER_TOKEN_X2 + tokens

@@ -1,7 +1,8 @@
 """Holds an in-stream `error` event back until it is whole, so that the operator's own trouble is never shown to a caller.
 
-Every other byte passes at once: the check is one search a chunk. A chunk that ends inside the words `event: error`
-passes too, since what must not be seen, the event's data, comes only after them.
+Every other byte passes at once, in any chunking. An event is held from its line `event: error` on, or, where its data come
+without such a line or before it, from the words `data: {"type":"error"` on: what stands before them tells nothing. Data of
+another shape are not held for a name that may follow: the API sends the name first, and a chunk must not wait.
 """
 
 import re
@@ -9,68 +10,101 @@ from typing import Final
 
 from services.gateway import masks, sse
 
-_ERROR_LINE: Final = b"event: error"
-_FRAME_END: Final = re.compile(rb"\r?\n\r?\n")
+_TRIGGER: Final = re.compile(
+    rb"""[\r\n] (?:\xef\xbb\xbf)? (?:
+        event:\x20? error \x20* (?P<named>[\r\n])
+      | data:[\x20\t]* \{ [\x20\t]* (?: "type"[\x20\t]*:[\x20\t]*"error"(?P<typed>) | "error"(?P<bare>) )
+    )""",
+    re.VERBOSE,
+)
+_FRAME_END: Final = re.compile(rb"(?>\r\n|\r|\n)(?>\r\n|\r|\n)")
+_FRAME_END_BYTES: Final = 4
+_LINE_BYTES_MAX: Final = 256
+"""No line that leads in an error is longer; of a longer one the rest is not looked at."""
 _HELD_BYTES_MAX: Final = 1024 * 1024
+_TYPE: Final = b'{"type":"error"'
+_ERROR: Final = _TYPE + b',"error"'
 
 
 class ErrorScreen:
-    """Feed chunks in order; send what comes back."""
+    """Feed chunks in order and send what comes back; `flush` once at the end."""
 
-    __slots__ = ("_held", "_line", "_sent", "masked")
+    __slots__ = ("_held", "_kind", "_line", "_mark", "_sent", "masked")
 
     def __init__(self) -> None:
         self._line: bytes | None = b""
-        """The unfinished last line while it may still become `event: error`, else None. Its bytes have been sent."""
-        self._held: bytes | None = None
-        """The error event so far; None while none is coming."""
+        """The unfinished last line while it may still lead in an error, else None. Its bytes have been sent."""
+        self._held: bytearray | None = None
+        """The error event so far, from its leading line on; None while none is coming."""
         self._sent = 0
         """How many of its bytes went out before it was known for one."""
+        self._mark = 0
+        """How many of its bytes lead it in: a masked event keeps them."""
+        self._kind = ""
         self.masked = 0
 
     def feed(self, chunk: bytes) -> bytes:
         """What may be sent now; b"" while an error event is not whole yet."""
-        if self._held is not None:
-            return self._hold(self._held + chunk, self._sent)
-        line = self._line
-        if line is not None and (line + chunk[: len(_ERROR_LINE)]).startswith(_ERROR_LINE):
-            return self._hold(line + chunk, len(line))
-        start = chunk.find(b"\n" + _ERROR_LINE) + 1
-        if start:
-            return chunk[:start] + self._hold(chunk[start:], 0)
-        if chunk.endswith(b"\n"):
+        if self._held is None and not self._line and chunk.endswith(b"\n") and b"error" not in chunk:
             self._line = b""
-        elif chunk:
-            self._line = _line_begun(line, chunk)
-        return chunk
+            return chunk
+        passed: list[bytes] = []
+        while chunk:
+            chunk = self._look(chunk, passed) if self._held is None else self._hold(self._held, chunk, passed)
+        return b"".join(passed)
 
-    def _hold(self, held: bytes, sent: int) -> bytes:
-        self._held, self._sent = held, sent
-        end = _FRAME_END.search(held)
+    def flush(self) -> bytes:
+        """What is left when the upstream's bytes have come to an end, clean or broken."""
+        if self._held is None:
+            return b""
+        held, self._held = bytes(self._held), None
+        return self._judged(held)
+
+    def _look(self, chunk: bytes, passed: list[bytes]) -> bytes:
+        """Pass what leads to an error event; the rest, which begins with one or is b""."""
+        before = b"" if self._line is None else b"\n" + self._line
+        text = before + chunk
+        trigger = _TRIGGER.search(text) if b"error" in text else None
+        if trigger is None:
+            end = max(text.rfind(b"\n"), text.rfind(b"\r")) + 1
+            self._line = text[end:] if end > 0 and len(text) - end <= _LINE_BYTES_MAX else None
+            passed.append(chunk)
+            return b""
+        start = trigger.start() + 1
+        self._kind = trigger.lastgroup or ""
+        self._mark = (trigger.start("named") if self._kind == "named" else trigger.end()) - start
+        self._sent = max(len(before) - start, 0)
+        self._held = bytearray(text[start : start + self._sent])
+        at = max(start - len(before), 0)
+        passed.append(chunk[:at])
+        return chunk[at:]
+
+    def _hold(self, held: bytearray, more: bytes, passed: list[bytes]) -> bytes:
+        """Hold until the event is whole, then pass it judged; the rest, which comes after it."""
+        before = len(held)
+        held += more
+        end = _FRAME_END.search(held, max(before - _FRAME_END_BYTES + 1, 0))
         if end is None and len(held) <= _HELD_BYTES_MAX:
             return b""
-        self._held, self._line = None, b""
+        self._held = None
         if end is None:  # no error of the upstream is this long: it is none of ours to judge
             self._line = None
-            return held[sent:]
-        return self._judged(held[: end.end()])[sent:] + self.feed(held[end.end() :])
+            passed.append(bytes(held[self._sent :]))
+            return b""
+        self._line = b""
+        passed.append(self._judged(bytes(held[: end.end()])))
+        return more[end.end() - before :]
 
     def _judged(self, frame: bytes) -> bytes:
-        plain = frame.replace(b"\r\n", b"\n")
-        if sse.event_name(plain) != b"error":
-            return frame
-        masked = masks.masked_event_data(sse.data(plain))
+        masked = masks.masked_event_data(sse.data(sse.line_feeds(frame)))
         if masked is None:
-            return frame
+            return frame[self._sent :]
         self.masked += 1
-        return b"event: error\ndata: " + masked + b"\n\n"
-
-
-def _line_begun(line: bytes | None, chunk: bytes) -> bytes | None:
-    end = chunk.rfind(b"\n") + 1
-    if end:
-        line = b""
-    if line is None or len(chunk) - end >= len(_ERROR_LINE):
-        return None
-    begun = line + chunk[end:]
-    return begun if _ERROR_LINE.startswith(begun) else None
+        lead = frame[self._sent : self._mark]
+        match self._kind:
+            case "named":
+                return lead + b"\ndata: " + masked + b"\n\n"
+            case "typed":
+                return lead + masked.removeprefix(_TYPE) + b"\nevent: error\n\n"
+            case _:
+                return lead + masked.removeprefix(_ERROR)[:-1] + b',"type":"error"}\nevent: error\n\n'

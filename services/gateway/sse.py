@@ -1,103 +1,109 @@
 """Server-sent events, as far as metering needs them: whole frames out of any chunking, and nothing on the bytes' path.
 
-Grammar: WHATWG HTML, section 9.2. Frames end at an empty line; lines may end in LF, CRLF or CR.
+Grammar: WHATWG HTML, section 9.2. Frames end at an empty line; lines may end in LF, CRLF or CR; one byte order mark may
+stand first.
 """
 
 import re
-from collections.abc import Iterator
 from typing import Final
 
 FRAME_BYTES_MAX: Final = 8 * 1024 * 1024
 """A frame larger than this is passed over: usage frames are a few hundred bytes, fallback blocks a few kilobytes."""
 _LINE_END: Final = re.compile(rb"\r\n|\r|\n")
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
 
 class FrameSplitter:
     """Feed chunks, get whole frames (without the empty line that ends them). Keeps at most one unfinished frame."""
 
-    __slots__ = ("_cr_seen", "_parts", "_size", "skipped")
+    __slots__ = ("_cr_seen", "_kept", "_oversized", "skipped")
 
     def __init__(self) -> None:
-        self._parts: list[bytes] = []
-        self._size = 0
+        self._kept = bytearray()
+        self._oversized = False
         self._cr_seen = False
         self.skipped = 0
 
-    def feed(self, chunk: bytes) -> Iterator[bytes]:
-        """Frames that this chunk completes, in order."""
-        if b"\r" in chunk or self._cr_seen:
-            chunk = self._line_feeds(chunk)
-        end = self._first_end(chunk)
-        if end < 0:
-            self._keep(chunk)
-            return
-        yield from self._complete(chunk[:end])
-        start = end
-        while (end := chunk.find(b"\n\n", start)) >= 0:
-            if end > start:
-                yield chunk[start:end]
-            start = end + 2
-        if start < len(chunk):
-            self._keep(chunk[start:])
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """Frames that this chunk completes, in order; their lines end in LF."""
+        if self._cr_seen or b"\r" in chunk:
+            chunk = line_feeds(self._without_second_half(chunk))
+        frames: list[bytes] = []
+        if not self._kept:
+            if chunk.find(b"\n\n") == len(chunk) - 2 > 0:  # one whole frame, as the API nearly always sends them
+                return [chunk[:-2].lstrip(b"\n")]
+        else:
+            end = self._end_of_kept(chunk)
+            if end < 0:
+                self._keep(chunk)
+                return frames
+            self._complete(chunk[:end], frames)
+            chunk = chunk[end:]
+        *whole, rest = chunk.split(b"\n\n")
+        frames += [frame for part in whole if (frame := part.lstrip(b"\n"))]
+        if rest := rest.lstrip(b"\n"):  # further empty lines between two frames mean nothing
+            self._keep(rest)
+        return frames
 
     @property
     def unfinished(self) -> bytes:
-        """The start of the frame that is not complete yet: at most its first 64 bytes."""
-        return b"".join(self._parts)[:64] if self._size else b""
+        """The frame that is not complete yet; b"" between two frames, and for one that is too large."""
+        return b"" if self._oversized else bytes(self._kept)
 
     @property
     def at_boundary(self) -> bool:
         """Whether the bytes so far end between two frames (or before the first)."""
-        return not self._size
+        return not self._kept
 
-    def _first_end(self, chunk: bytes) -> int:
-        """Where, in `chunk`, the rest of the unfinished frame ends (after its empty line); -1 if it does not."""
-        if not self._parts:
-            return 0 if chunk else -1
-        if self._parts[-1].endswith(b"\n") and chunk.startswith(b"\n"):
+    def _end_of_kept(self, chunk: bytes) -> int:
+        """Where, in `chunk`, the unfinished frame ends (after its empty line); -1 if it does not."""
+        if self._kept.endswith(b"\n") and chunk.startswith(b"\n"):
             return 1
         end = chunk.find(b"\n\n")
         return end + 2 if end >= 0 else -1
 
-    def _complete(self, rest: bytes) -> Iterator[bytes]:
-        if not self._parts:
-            return
-        self._parts.append(rest)
-        frame = b"".join(self._parts)
-        oversized = self._size + len(rest) > FRAME_BYTES_MAX
-        self._parts = []
-        self._size = 0
-        if oversized:
+    def _complete(self, rest: bytes, frames: list[bytes]) -> None:
+        self._keep(rest)
+        if self._oversized:
             self.skipped += 1
-        elif frame := frame.strip(b"\n"):
-            yield frame
+        else:
+            frames.append(bytes(self._kept).rstrip(b"\n"))
+        self._kept.clear()
+        self._oversized = False
 
     def _keep(self, part: bytes) -> None:
-        if not part:
-            return
-        self._size += len(part)
-        if self._size > FRAME_BYTES_MAX:
-            self._parts = [part[-1:]]  # enough to see the empty line when it comes
-        else:
-            self._parts.append(part)
+        self._kept += part
+        if len(self._kept) > FRAME_BYTES_MAX:
+            self._oversized = True
+            self._kept = self._kept[-1:]  # enough to see the empty line when it comes
 
-    def _line_feeds(self, chunk: bytes) -> bytes:
-        """CRLF and CR to LF, over chunk borders."""
+    def _without_second_half(self, chunk: bytes) -> bytes:
+        """`chunk` less a LF whose CR was the end of the chunk before."""
         if self._cr_seen and chunk.startswith(b"\n"):
+            self._cr_seen = False
             chunk = chunk[1:]
-        self._cr_seen = chunk.endswith(b"\r") if chunk else self._cr_seen
-        return _LINE_END.sub(b"\n", chunk)
+        if chunk:
+            self._cr_seen = chunk.endswith(b"\r")
+        return chunk
+
+
+def line_feeds(text: bytes) -> bytes:
+    """CRLF and CR to LF."""
+    return _LINE_END.sub(b"\n", text)
 
 
 def event_name(frame: bytes) -> bytes:
-    """The `event:` field of a frame, b"" if it has none."""
-    for line in frame.split(b"\n"):
-        if line.startswith(b"event:"):
-            return line[6:].strip(b" ")
-    return b""
+    """The `event:` field of a frame whose lines end in LF, b"" if it has none; the last one counts."""
+    names = _values(frame, b"event:")
+    return names[-1].strip(b" ") if names else b""
 
 
 def data(frame: bytes) -> bytes:
-    """The `data:` field: one line as it is, several joined by line feeds."""
-    lines = [line[5:].removeprefix(b" ") for line in frame.split(b"\n") if line.startswith(b"data:")]
+    """The `data:` field of a frame whose lines end in LF: one line as it is, several joined by line feeds."""
+    lines = _values(frame, b"data:")
     return lines[0] if len(lines) == 1 else b"\n".join(lines)
+
+
+def _values(frame: bytes, field: bytes) -> list[bytes]:
+    lines = frame.removeprefix(_BYTE_ORDER_MARK).split(b"\n")
+    return [line[len(field) :].removeprefix(b" ") for line in lines if line.startswith(field)]

@@ -40,7 +40,7 @@ class Refusal(msgspec.Struct, frozen=True):
 _PREFIXES: Final = (b"/v1", b"", b"/v1/v1")
 _ODD: Final = re.compile(rb"%2[ef]|%5c|%00|//|[;#\\]|/\.\.?(?:/|$)|[^\x21-\x7e]", re.IGNORECASE)
 _MODEL_ID: Final = re.compile(rb"[A-Za-z0-9._:@-]{1,128}")
-_QUERY: Final = re.compile(rb"[\x21-\x7e]*")
+_QUERY: Final = re.compile(rb"[\x21\x22\x24-\x7e]*")  # printable, without the fragment's #
 _POST: Final = frozenset({"POST"})
 _READ: Final = frozenset({"GET", "HEAD"})
 _MODELS_PATHS: Final = tuple(prefix + b"/models/" for prefix in _PREFIXES)
@@ -90,8 +90,8 @@ def _model(method: str, path: bytes, query: bytes) -> Target | Refusal:
 def _with_query(route: Route, upstream: bytes, query: bytes, model: str = "") -> Target | Refusal:
     if not query or not upstream:
         return Target(route, upstream, model)
-    if not _QUERY.fullmatch(query) or b"#" in query:
-        return Refusal(400, "The query of this request is not plain ASCII; encode it.")
+    if not _QUERY.fullmatch(query):
+        return Refusal(400, "The query of this request holds a byte that must be percent-encoded.")
     return Target(route, upstream + b"?" + query, model)
 
 

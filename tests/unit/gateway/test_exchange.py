@@ -1,6 +1,7 @@
 """One exchange, in every way it can end: what the caller gets, and the one event it leaves."""
 
 import asyncio
+import gzip
 
 import httpx2
 import pytest
@@ -227,3 +228,22 @@ async def test_nothing_is_left_running() -> None:
     await bench.run()
     await asyncio.sleep(0)
     assert [task.get_name() for task in runtime.running()] == []
+
+
+async def test_an_error_event_that_is_cut_off_is_judged_at_the_end() -> None:
+    cut = b'event: error\ndata: {"type":"error","error":{"type":"api_error","message":"Inter'
+    bench = Bench(answer(headers=SSE, body=Script(START, cut, httpx2.ReadError("reset"))))
+    assert (await bench.run()).outcome == "partial"
+    assert bench.caller.body == START + cut
+    assert not bench.caller.ended
+    operators = cut.replace(b"Inter", b"organization 7f3c")
+    bench = Bench(answer(headers=SSE, body=Script(START, operators, httpx2.ReadError("reset"))))
+    await bench.run()
+    assert b"7f3c" not in bench.caller.body
+
+
+async def test_an_error_that_is_packed_is_not_shown() -> None:
+    bench = Bench(answer(400, {**JSON, "content-encoding": "gzip"}, body=Script(gzip.compress(OPERATORS))))
+    event = await bench.run()
+    assert bench.caller.status == 529
+    assert event.outcome == "free"

@@ -2,7 +2,6 @@
 
 import json
 import random
-import time
 from typing import Any
 
 import pytest
@@ -10,8 +9,6 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from libs.common.errors import BadRequest
-from services.gateway import peek as peeking
-from services.gateway import tolerant
 from services.gateway.peek import Ask, peek
 
 MONEY_KEYS = ("model", "max_tokens", "stream", "speed", "inference_geo", "fallbacks", "tools")
@@ -229,6 +226,11 @@ def refused_or_read(body: bytes) -> None:
         b'\xef\xbb\xbf{"model":"m"}',
         '{"model":"m"}'.encode("utf-16"),
         b'{"model":"m","temperature":NaN}',
+        b'{"model":"m","odd":{"a":[1e5}}',
+        b'{"model":"m","odd":[1]]}',
+        b'{"model":"m","odd":["a}',
+        rb'{"model":"m","odd":"a\"}',
+        b'{"model":"m","messages":[{"role":"us',
         b'{"model":"m","max_tokens":Infinity}',
         b'{"model":"m","max_tokens":1e999}',
         b'{"model":"m","max_tokens":' + b"9" * 5000 + b"}",
@@ -286,7 +288,7 @@ def test_a_model_may_be_called_model() -> None:
 
 
 @pytest.mark.parametrize(
-    "odd", [LONE, DEEP, b"[NaN]", b'{"a":[1e5,}'.replace(b",", b""), rb'"\uDC00\uD7FF"', b'"\xff"']
+    "odd", [LONE, DEEP, b"[NaN]", b"[1 2]", b'{"a":[1e5}]', rb'"\uDC00\uD7FF"', b'"\xff"', rb'["\q"]']
 )
 def test_what_the_fast_decoder_refuses_is_forwarded_all_the_same(odd: bytes) -> None:
     ask = peek(b'{"odd":' + odd + b' ,"model":"claude-opus-4-7","max_tokens":12,"stream":null,"speed":"fast"}')
@@ -338,6 +340,14 @@ def test_other_models_cannot_be_hidden(body: bytes, models: tuple[str, ...]) -> 
         (b'[{"cache_control":{"type":"ephemeral","ttl":"1h"}}]', True),
         (b'[{"cache_control" :\n{ "ttl" : "1h" , "type":"ephemeral"}}]', True),
         (b'[{"cache_control":{"type":"ephemeral"}},{"x":{},"cache_control":{"ttl":"1h"}}]', True),
+        (
+            b'[{"cache_control":{"ttl":"5m"}}' + b',{"cache_control":{}}' * 5000 + b',{"cache_control":{"ttl":"1h"}}]',
+            True,
+        ),
+        (rb'[{"cache\u005fcontrol":{"ttl":"1h"}}]', True),
+        (rb'[{"\u0063\u0061\u0063\u0068\u0065\u005F\u0063ontrol":{"\u0074t\u006C":"\u0031\u0068"}}]', True),
+        (rb'[{"cache_control":{"type":"ephemer\u0061l","ttl":"5m"}},"1h"]', False),
+        (rb'["\u003cb\u003e",{"cache_control":{"ttl":"1h"}}]', True),
         (b'[{"cache_control":{"type":"ephemeral","ttl":"5m"}}]', False),
         (b'[{"cache_control":{"type":"ephemeral"},"ttl":"1h"}]', False),
         (rb'["\"cache_control\":{\"type\":\"ephemeral\",\"ttl\":\"1h\"}"]', False),
@@ -361,6 +371,14 @@ def test_estimate_counts_text_by_bytes_and_media_flat() -> None:
     assert peek(small[:-1] + b',"more":' + small + b"}").input_estimated_tokens > 3200
 
 
+def test_a_pdf_is_counted_by_its_pages() -> None:
+    def pdf(size: int) -> int:
+        return peek(image(size).replace(b'"AAAAAA', b'"JVBERi')).input_estimated_tokens
+
+    assert 2000 < pdf(1_000) < 2200
+    assert pdf(1_000_000) - pdf(1_000) == 9 * 2000
+
+
 def image(size: int) -> bytes:
     return b'{"model":"m","source":{"type":"base64","data": "' + b"A" * 255 + b"/" * size + b'"}}'
 
@@ -368,75 +386,3 @@ def image(size: int) -> bytes:
 def slashed(body: bytes) -> bytes:
     """As PHP writes it."""
     return body.replace(b"/", rb"\/")
-
-
-def test_limits_are_named() -> None:
-    many = b'{"model":"m"' + b"".join(b',"%d":1' % at for at in range(tolerant.MEMBERS_MAX + 1)) + b"}"
-    with pytest.raises(BadRequest, match="fields"):
-        peek(many)
-    with pytest.raises(BadRequest, match="fields"):
-        peek(many[:-1] + b',"x":[NaN]}')
-    large = b'{"model":"m","fallbacks":[' + b" " * peeking._NAMED_MODELS_BYTES_MAX + b"]}"
-    with pytest.raises(BadRequest, match="larger than 4 MB"):
-        peek(large)
-
-
-# -- time: the event loop stands still while a body is read ------------------------------------------------------------
-
-MB = 1024 * 1024
-HEAD = b'{"model":"m","max_tokens":5,"x":'
-ODD_HEAD = b'{"model":"m","odd":[NaN],"x":'
-
-
-def many(part: bytes) -> bytes:
-    return part * (8 * MB // len(part))
-
-
-NASTY = {
-    "brackets": HEAD + b"[" + many(b"[],") + b"1]}",
-    "brackets, tolerantly": ODD_HEAD + b"[" + many(b"[],") + b"1]}",
-    "brackets over many fields, tolerantly": ODD_HEAD + b"1" + (b',"x":[' + b"[]," * 90_000 + b"1]") * 25 + b"}",
-    "open brackets": HEAD + many(b"["),
-    "fields": b'{"model":"m"' + many(b',"":1') + b"}",
-    "fields, tolerantly": ODD_HEAD + b"1" + many(b',"":1') + b"}",
-    "strings, tolerantly": ODD_HEAD + b"[" + many(b'"a",') + b"1]}",
-    "strings without an end": ODD_HEAD + b"[" + many(b'"a",') + b'"',
-    "backslashes, tolerantly": ODD_HEAD + b'"' + many(b"\\\\") + b'"}',
-    "backslashes without an end": ODD_HEAD + b'"' + many(b"\\\\"),
-    "quotes": many(b'"'),
-    "escaped quotes": HEAD + b'"' + many(rb"\"") + b'"}',
-    "lone surrogates": HEAD + b'"' + many(rb"\ud800") + b'"}',
-    "words that look like keys": HEAD + b"[" + many(b'"model",') + b"1]}",
-    "cache controls": HEAD + b"[" + many(b'{"cache_control":{"ttl":"5m"}},') + b'"1h"]}',
-    "spaces after cache control": HEAD + b'["1h",' + many(b'"cache_control"' + b" " * 1000 + b",") + b"1]}",
-    "a long cache control": HEAD + b'{"cache_control":{"x":[' + many(b'"ttl" ,') + b'"1h"]}}}',
-    "base64 begun": HEAD + b'["base64"' + many(b',"data" ') + b"]}",
-    "base64 without an end": HEAD + b'["base64",{"data":"' + many(b"A") + b' "}]}',
-    "fallbacks": b'{"model":"m","fallbacks":[' + many(b"{},") + b"{}]}",
-    "a list for a word": b'{"model":"m","speed":[' + many(b"[],") + b"1]}",
-    "a list for a number": b'{"model":"m","max_tokens":[' + many(b"[],") + b"1]}",
-    "digits": b'{"model":"m","max_tokens":' + many(b"9") + b"}",
-}
-
-
-@pytest.mark.parametrize("kind", NASTY)
-def test_no_body_of_8_mb_takes_a_second(kind: str) -> None:
-    started = time.perf_counter()
-    refused_or_read(NASTY[kind])
-    assert time.perf_counter() - started < 1
-
-
-def test_an_ordinary_body_of_400_kb_takes_less_than_its_budget() -> None:
-    text = 'def f(x: int) -> str:\n\treturn "naïve" # \U0001f600\n' * 40
-    turn = [{"role": "user", "content": [{"type": "text", "text": text}]}, {"role": "assistant", "content": text}]
-    tools = [{"name": f"T{at}", "description": text[:400], "input_schema": {"type": "object"}} for at in range(30)]
-    body = {"model": "claude-opus-4-7", "max_tokens": 32000, "stream": True, "tools": tools, "messages": turn * 80}
-    for ensure_ascii in (True, False):
-        payload = json.dumps(body, ensure_ascii=ensure_ascii).encode()
-        assert 300_000 < len(payload) < 500_000
-        spent = []
-        for _ in range(15):
-            started = time.perf_counter()
-            peek(payload)
-            spent.append(time.perf_counter() - started)
-        assert min(spent) < 0.0025  # 0.3 to 0.7 ms on the machine this was written on
