@@ -1,30 +1,37 @@
 """The way to the upstream: an `httpx2.AsyncBaseTransport` of our own, with a pool, TLS, a proxy, and time limits.
 
-Why not httpx2's: CPU. See DESIGN.md, performance: 2,765 µs a request against 65 to 85 µs.
+Why not httpx2's: CPU. See DESIGN.md, performance.
 
 What is repeated, and what never is: a connection is taken from the pool only if the upstream has not closed it. If it turns
-out closed all the same (end or reset before a single byte of an answer, on a connection that had been used before), the
-request is sent once more on a fresh connection: an upstream that closes an idle connection has not read the request. The
-same on a fresh connection is an error for the caller: the upstream may have worked.
+out closed all the same (end or reset before a single byte of an answer, soon after the request, on a connection that had
+been used before), the request is sent once more on a fresh connection: an upstream that closes an idle connection has not
+read the request. The same on a fresh connection is an error for the caller: the upstream may have worked.
+
+A place in the pool is given, never taken: who frees one hands it, or the connection itself, to the request that has waited
+longest, and who gives up waiting hands on what he was given.
 """
 
 import asyncio
 import base64
+import functools
 import ssl
-from collections import deque
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Final
 
 import httpx2
 
-from services.gateway.upstream_connection import Connection
+from services.gateway.upstream_connection import Connection, Origin
 
 _DROPPED: Final = frozenset(
     {b"host", b"content-length", b"transfer-encoding", b"connection", b"keep-alive", b"upgrade", b"te", b"trailer"}
 )
+_PORTS: Final = {"http": 80, "https": 443}
 _SWEEP_S_MAX: Final = 1.0
-_CONNECT_ANSWER_BYTES_MAX: Final = 16 * 1024
+_STALE_S_MAX: Final = 5.0
+"""A connection that was closed while idle shows it within a round trip; later, the upstream may have worked."""
+_CLOSING: Final = "the relay is shutting down"
+_CLOSE_S_MAX: Final = 1.0
+_TUNNEL_ANSWER_BYTES_MAX: Final = 16 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,16 +39,18 @@ class TransportConfig:
     """Limits; seconds and bytes."""
 
     connect_timeout_s: float = 10.0
+    """For a place in the pool, and then for TCP, proxy and TLS together."""
     first_byte_timeout_s: float = 600.0
     idle_timeout_s: float = 600.0
     """Longest silence inside an answer."""
     pool_idle_s: float = 30.0
     pool_connections_max: int = 2000
     pool_idle_connections_max: int = 1000
-    head_bytes_max: int = 256 * 1024
+    head_bytes_max: int = 64 * 1024
     high_water_bytes: int = 256 * 1024
     """Bytes of one answer kept for a slow caller before we stop reading from the upstream."""
     proxy_url: str | None = None
+    """`http://` or `https://`, with user and password if the proxy asks for them."""
     ssl_context: ssl.SSLContext | None = None
 
 
@@ -54,206 +63,217 @@ class PoolStats:
 
 
 class UpstreamTransport(httpx2.AsyncBaseTransport):
-    """See the module's docstring. Made inside or outside a loop, used inside one."""
+    """See the module's docstring. Made inside or outside a loop, used inside one. Raises ValueError for a bad proxy URL."""
 
     def __init__(self, config: TransportConfig | None = None) -> None:
         self._config = config or TransportConfig()
-        self._ssl = self._config.ssl_context or ssl.create_default_context()
-        self._ssl.set_alpn_protocols(["http/1.1"])
-        self._proxy = httpx2.URL(self._config.proxy_url) if self._config.proxy_url else None
-        if self._proxy is not None and self._proxy.scheme != "http":
-            raise ValueError("the proxy to the upstream must be given as http://host:port")
-        self._idle: dict[str, list[Connection]] = {}
+        self._dialer = _Dialer(self._config)
+        self._idle: dict[Origin, dict[Connection, None]] = {}
+        """The longest idle first."""
+        self._idle_count = 0
         self._active: set[Connection] = set()
         self._open = 0
-        self._waiters: deque[asyncio.Future[None]] = deque()
+        """Places taken: idle, active, being opened, or on their way to a waiter."""
+        self._waiters: dict[asyncio.Future[Connection | None], Origin] = {}
         self._sweeper: asyncio.TimerHandle | None = None
         self._closed = False
 
     @property
     def stats(self) -> PoolStats:
         """Connections now."""
-        return PoolStats(self._open, sum(len(idle) for idle in self._idle.values()))
+        return PoolStats(self._open, self._idle_count)
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Send, and return when status and headers are there. The stream must be read to its end or closed."""
-        body = request.content if hasattr(request, "_content") else await request.aread()
+        """Send, and return when status and headers are there. The stream must be read to its end or closed.
+
+        The extension `target` replaces the URL's path and query byte for byte (httpx2 would quote some characters).
+        """
+        body = await request.aread()
         head = self._head(request, len(body))
-        bodyless = request.method == "HEAD"
-        connection, reused = await self._take(request.url)
+        url, bodyless = request.url, request.method == "HEAD"
+        connection, reused = await self._take(url)
         try:
-            connection.begin(head, body, bodyless=bodyless)
+            answer = connection.begin(head, body, bodyless=bodyless)
             try:
-                await connection.wait_head()
-            except (httpx2.RemoteProtocolError, httpx2.ReadError):
-                if not reused or connection.received:
+                await answer.head()
+            except (httpx2.NetworkError, httpx2.RemoteProtocolError):
+                if not (reused and answer.is_untouched_since(_STALE_S_MAX)):
                     raise
                 self._discard(connection)
-                connection = await self._connect(request.url)
-                connection.begin(head, body, bodyless=bodyless)
-                await connection.wait_head()
+                connection, _ = await self._take(url, fresh=True)
+                answer = connection.begin(head, body, bodyless=bodyless)
+                await answer.head()
+            if answer.status == 407 and self._dialer.proxy is not None:
+                raise httpx2.ProxyError("the proxy asks for another user or password")
         except BaseException:
             self._discard(connection)
             raise
-        return httpx2.Response(
-            connection.status,
-            headers=connection.headers,
-            stream=_Body(self, connection),
-            extensions={"http_version": b"HTTP/1.1"},
-        )
+        return httpx2.Response(answer.status, headers=answer.headers, stream=answer)
 
     async def aclose(self) -> None:
-        """Close every connection at once."""
+        """Close every connection at once; answers under way fail, and so does who waits for a place."""
         self._closed = True
         if self._sweeper is not None:
             self._sweeper.cancel()
-        for connection in [*self._active, *(one for idle in self._idle.values() for one in idle)]:
+            self._sweeper = None
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_exception(httpx2.ConnectError(_CLOSING))
+        self._waiters.clear()
+        connections = [*self._active, *(one for idle in self._idle.values() for one in idle)]
+        for connection in connections:
+            if connection.answer is not None:
+                connection.answer.fail(httpx2.ReadError(_CLOSING))
             self._discard(connection)
-        self._idle.clear()
-
-    # -- the request's head ------------------------------------------------------------------------------------------
+        if connections:
+            await asyncio.wait([connection.lost for connection in connections], timeout=_CLOSE_S_MAX)
 
     def _head(self, request: httpx2.Request, length: int) -> bytes:
-        url = request.url
-        target = url.raw_path
+        url, proxy = request.url, self._dialer.proxy
+        target: bytes = request.extensions.get("target") or url.raw_path
         lines = [b"", b"host: " + url.netloc]
-        if self._proxy is not None and url.scheme == "http":
-            target = str(url.copy_with(fragment=None)).encode("ascii")
-            lines += self._proxy_authorization()
+        if proxy is not None and url.scheme == "http":
+            target = b"http://" + url.netloc + target
+            lines += self._dialer.proxy_headers
         lines[0] = request.method.encode("ascii") + b" " + target + b" HTTP/1.1"
         lines += [name + b": " + value for name, value in request.headers.raw if name.lower() not in _DROPPED]
         if length or request.method not in ("GET", "HEAD"):
             lines.append(b"content-length: %d" % length)
         head = b"\r\n".join(lines)
-        if head.count(b"\n") != len(lines) - 1 or head.count(b"\r") != len(lines) - 1 or b"\0" in head:
-            raise httpx2.LocalProtocolError("a header holds a line break or a NUL")
+        breaks = len(lines) - 1
+        if head.count(b"\n") != breaks or head.count(b"\r") != breaks or b"\0" in head or b" " in target:
+            raise httpx2.LocalProtocolError("a line break, a NUL or a space where none may be")
         return head + b"\r\n\r\n"
-
-    def _proxy_authorization(self) -> list[bytes]:
-        proxy = self._proxy
-        if proxy is None or not proxy.username:
-            return []
-        credentials = base64.b64encode(f"{proxy.username}:{proxy.password}".encode())
-        return [b"proxy-authorization: Basic " + credentials]
 
     # -- the pool ----------------------------------------------------------------------------------------------------
 
-    async def _take(self, url: httpx2.URL) -> tuple[Connection, bool]:
-        idle = self._idle.get(_origin(url))
-        while idle:
-            connection = idle.pop()
-            if connection.is_clean:
-                self._active.add(connection)
-                return connection, True
-            self._discard(connection)
-        return await self._connect(url), False
+    async def _take(self, url: httpx2.URL, *, fresh: bool = False) -> tuple[Connection, bool]:
+        """A connection for one exchange, and whether it was used before."""
+        if self._closed:
+            raise httpx2.ConnectError(_CLOSING)
+        origin = (url.scheme, url.host, url.port or _PORTS[url.scheme])
+        if not fresh and (connection := self._take_idle(origin)) is not None:
+            return connection, True
+        handed = await self._place(origin)
+        if handed is not None:
+            if handed not in self._active:
+                raise httpx2.ConnectError(_CLOSING)
+            if not fresh and handed.is_quiet:
+                return handed, True
+            self._active.discard(handed)  # its place is ours
+            handed.abort()
+        return await self._open_connection(url, origin), False
 
-    async def _connect(self, url: httpx2.URL) -> Connection:
-        await self._wait_for_place()
-        self._open += 1
+    def _take_idle(self, origin: Origin) -> Connection | None:
+        idle = self._idle.get(origin)
+        while idle:
+            connection, _ = idle.popitem()
+            self._idle_count -= 1
+            self._active.add(connection)
+            if connection.is_quiet:
+                return connection
+            self._discard(connection)
+        return None
+
+    async def _place(self, origin: Origin) -> Connection | None:
+        """The right to have one connection more, or one that has just become free. Raises httpx2.PoolTimeout."""
+        if self._open < self._config.pool_connections_max:
+            self._open += 1
+            return None
+        for idle in self._idle.values():
+            for oldest in idle:
+                self._forget_idle(oldest)
+                oldest.abort()
+                return None
+        waiter: asyncio.Future[Connection | None] = asyncio.get_running_loop().create_future()
+        self._waiters[waiter] = origin
         try:
             async with asyncio.timeout(self._config.connect_timeout_s):
-                connection = await self._open_connection(url)
-        except TimeoutError:
-            self._closed_one()
-            raise httpx2.ConnectTimeout("no connection to the upstream in time") from None
-        except (OSError, ssl.SSLError) as error:
-            self._closed_one()
-            raise httpx2.ConnectError(f"no connection to the upstream: {type(error).__name__}") from error
-        except BaseException:
-            self._closed_one()
+                return await waiter
+        except BaseException as error:
+            self._waiters.pop(waiter, None)
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                self._hand_on(waiter.result())
+            if isinstance(error, TimeoutError):
+                raise httpx2.PoolTimeout("all connections to the upstream are in use") from None
             raise
-        connection.origin = _origin(url)
+
+    async def _open_connection(self, url: httpx2.URL, origin: Origin) -> Connection:
+        """Fill a place that is ours already."""
+        connection = Connection(
+            origin,
+            high_water=self._config.high_water_bytes,
+            head_bytes_max=self._config.head_bytes_max,
+            on_release=self._release,
+            on_idle_lost=self._lost,
+        )
+        try:
+            await self._dialer.dial(url, connection)
+            if self._closed:
+                connection.abort()
+                raise httpx2.ConnectError(_CLOSING)
+        except BaseException:
+            self._place_freed()
+            raise
         self._active.add(connection)
         self._sweep_later()
         return connection
 
-    async def _wait_for_place(self) -> None:
-        """At the limit: throw out an idle connection, else wait for one to be returned or closed."""
-        while self._open >= self._config.pool_connections_max:
-            for idle in self._idle.values():
-                if idle:
-                    self._discard(idle.pop(0))
-                    return
-            waiter = asyncio.get_running_loop().create_future()
-            self._waiters.append(waiter)
-            try:
-                async with asyncio.timeout(self._config.connect_timeout_s):
-                    await waiter
-            except TimeoutError:
-                raise httpx2.PoolTimeout("all connections to the upstream are in use") from None
-
-    async def _open_connection(self, url: httpx2.URL) -> Connection:
-        loop = asyncio.get_running_loop()
-        secure = self._ssl if url.scheme == "https" else None
-        port = url.port or (443 if secure else 80)
-        if self._proxy is None:
-            _, connection = await loop.create_connection(
-                self._new_connection, url.host, port, ssl=secure, server_hostname=url.host if secure else None
-            )
-            return connection
-        proxy_port = self._proxy.port or 80
-        if secure is None:
-            _, connection = await loop.create_connection(self._new_connection, self._proxy.host, proxy_port)
-            return connection
-        return await self._tunnel(url.host, port, proxy_port)
-
-    async def _tunnel(self, host: str, port: int, proxy_port: int) -> Connection:
-        assert self._proxy is not None
-        loop = asyncio.get_running_loop()
-        raw, opening = await loop.create_connection(_TunnelOpening, self._proxy.host, proxy_port)
-        try:
-            authority = f"{host}:{port}".encode("ascii")
-            lines = [b"CONNECT " + authority + b" HTTP/1.1", b"host: " + authority, *self._proxy_authorization()]
-            raw.write(b"\r\n".join(lines) + b"\r\n\r\n")
-            await opening.opened
-            connection = self._new_connection()
-            secure = await loop.start_tls(raw, connection, self._ssl, server_hostname=host)
-        except BaseException:
-            raw.abort()
-            raise
-        assert secure is not None
-        connection.connection_made(secure)
-        return connection
-
-    def _new_connection(self) -> Connection:
-        return Connection(high_water=self._config.high_water_bytes, head_bytes_max=self._config.head_bytes_max)
-
     def _release(self, connection: Connection) -> None:
-        """Back to the pool if the answer ended cleanly, else closed. Safe to call twice."""
-        if connection not in self._active:
-            return
-        if not connection.is_clean or self._closed or self.stats_idle_full:
+        """Back to the pool, or to who waits, if the exchange ended cleanly; else closed."""
+        if not connection.finish() or self._closed:
             self._discard(connection)
-            return
-        self._active.discard(connection)
-        connection.busy = False
-        connection.idle_since = asyncio.get_running_loop().time()
-        self._idle.setdefault(connection.origin, []).append(connection)
-        self._wake_waiter()
+        elif connection in self._active:
+            self._hand_on(connection)
 
-    @property
-    def stats_idle_full(self) -> bool:
-        """Whether no more idle connections are kept."""
-        return sum(len(idle) for idle in self._idle.values()) >= self._config.pool_idle_connections_max
+    def _hand_on(self, given: Connection | None) -> None:
+        """A connection (active, without an answer) or a place that is free now."""
+        if given is None:
+            self._place_freed()
+            return
+        for waiter, origin in self._waiters.items():
+            if origin == given.origin and not waiter.done():
+                del self._waiters[waiter]
+                waiter.set_result(given)
+                return
+        if self._waiters or not given.is_open or self._idle_count >= self._config.pool_idle_connections_max:
+            self._discard(given)
+            return
+        self._active.discard(given)
+        given.idle_since = asyncio.get_running_loop().time()
+        self._idle.setdefault(given.origin, {})[given] = None
+        self._idle_count += 1
 
     def _discard(self, connection: Connection) -> None:
-        self._active.discard(connection)
-        if connection.origin:  # counted, and not discarded before
-            connection.origin = ""
-            connection.transport.abort()
-            self._closed_one()
+        """Close, and free its place. Safe to call twice."""
+        if connection in self._active:
+            self._active.discard(connection)
+        elif not self._forget_idle(connection):
+            return
+        connection.finish()
+        connection.abort()
+        self._place_freed()
 
-    def _closed_one(self) -> None:
-        self._open -= 1
-        self._wake_waiter()
+    def _lost(self, connection: Connection) -> None:
+        """The upstream has closed an idle connection."""
+        if self._forget_idle(connection):
+            self._place_freed()
 
-    def _wake_waiter(self) -> None:
-        while self._waiters:
-            waiter = self._waiters.popleft()
+    def _forget_idle(self, connection: Connection) -> bool:
+        idle = self._idle.get(connection.origin)
+        if idle is None or connection not in idle:
+            return False
+        del idle[connection]
+        self._idle_count -= 1
+        return True
+
+    def _place_freed(self) -> None:
+        for waiter in self._waiters:
             if not waiter.done():
+                del self._waiters[waiter]
                 waiter.set_result(None)
                 return
+        self._open -= 1
 
     # -- time limits: one timer for all ------------------------------------------------------------------------------
 
@@ -266,58 +286,115 @@ class UpstreamTransport(httpx2.AsyncBaseTransport):
     def _sweep(self) -> None:
         self._sweeper = None
         now = asyncio.get_running_loop().time()
-        config = self._config
+        first_byte_s, idle_s = self._config.first_byte_timeout_s, self._config.idle_timeout_s
         for connection in list(self._active):
-            if connection.is_silent_since(now - config.first_byte_timeout_s, now - config.idle_timeout_s):
-                connection.fail(httpx2.ReadTimeout("the upstream was silent for too long"))
+            if connection.answer is not None and connection.answer.is_silent(now, first_byte_s, idle_s):
+                connection.answer.fail(httpx2.ReadTimeout("the upstream was silent for too long"))
         for idle in self._idle.values():
-            for connection in [one for one in idle if one.closed or one.idle_since < now - config.pool_idle_s]:
-                idle.remove(connection)
+            for connection in [one for one in idle if one.idle_since < now - self._config.pool_idle_s]:
                 self._discard(connection)
-        if self._active or any(self._idle.values()):
+        if self._active or self._idle_count:
             self._sweep_later()
 
 
-class _Body(httpx2.AsyncByteStream):
-    """The body of an answer. Closing it before its end closes the connection."""
+class _Dialer:
+    """Opens connections: straight or through a proxy, with TLS where a URL asks for it."""
 
-    __slots__ = ("_connection", "_transport")
+    def __init__(self, config: TransportConfig) -> None:
+        self._given_context = config.ssl_context
+        self._timeout_s = config.connect_timeout_s
+        self.proxy = httpx2.URL(config.proxy_url) if config.proxy_url else None
+        if self.proxy is not None and (self.proxy.scheme not in _PORTS or not self.proxy.host):
+            raise ValueError("the proxy to the upstream must be given as http://host:port or https://host:port")
+        self.proxy_headers: list[bytes] = []
+        if self.proxy is not None and self.proxy.userinfo:
+            credentials = base64.b64encode(f"{self.proxy.username}:{self.proxy.password}".encode())
+            self.proxy_headers.append(b"proxy-authorization: Basic " + credentials)
 
-    def __init__(self, transport: UpstreamTransport, connection: Connection) -> None:
-        self._transport = transport
-        self._connection = connection
+    async def dial(self, url: httpx2.URL, connection: Connection) -> None:
+        """Open `connection`. Raises httpx2.ConnectError, ConnectTimeout, ProxyError: nothing was sent in either case."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._dial(url, connection)
+        except TimeoutError:
+            raise httpx2.ConnectTimeout("no connection to the upstream in time") from None
+        except (OSError, UnicodeError) as error:
+            raise httpx2.ConnectError(f"no connection to the upstream: {error or type(error).__name__}") from error
 
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self._connection.body()
+    async def _dial(self, url: httpx2.URL, connection: Connection) -> None:
+        loop = asyncio.get_running_loop()
+        hop = url if self.proxy is None else self.proxy
+        to_proxy = hop is self.proxy
+        secure = url.scheme == "https"
+        port = hop.port or _PORTS[hop.scheme]
+        raw, opening = await loop.create_connection(_Opening, hop.host, port)
+        try:
+            transport = raw
+            if to_proxy and hop.scheme == "https":
+                transport = await self._start_tls(transport, opening if secure else connection, hop.host)
+            if to_proxy and secure:
+                await opening.tunnel(transport, _authority(url), self.proxy_headers)
+            if secure:
+                transport = await self._start_tls(transport, connection, url.host)
+            elif transport is raw:
+                transport.set_protocol(connection)
+        except BaseException:
+            raw.abort()
+            raise
+        connection.adopt(transport, raw)
 
-    async def aclose(self) -> None:
-        self._transport._release(self._connection)
+    async def _start_tls(
+        self, transport: asyncio.Transport, protocol: asyncio.BaseProtocol, host: str
+    ) -> asyncio.Transport:
+        if transport.is_closing():
+            raise ConnectionResetError("closed before the TLS handshake")
+        secure = await asyncio.get_running_loop().start_tls(transport, protocol, self._context, server_hostname=host)
+        assert secure is not None
+        return secure
+
+    @functools.cached_property
+    def _context(self) -> ssl.SSLContext:
+        context = self._given_context or ssl.create_default_context()
+        context.set_alpn_protocols(["http/1.1"])
+        return context
 
 
-class _TunnelOpening(asyncio.Protocol):
-    """Waits for a proxy's answer to CONNECT."""
+class _Opening(asyncio.Protocol):
+    """Holds a connection while it is being opened, and waits for a proxy's answer to CONNECT."""
 
     def __init__(self) -> None:
-        self.opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._answer = b""
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def tunnel(self, transport: asyncio.Transport, authority: bytes, headers: list[bytes]) -> None:
+        """Ask the proxy for a way to `authority`. Raises httpx2.ProxyError."""
+        if transport.is_closing():
+            raise httpx2.ProxyError("the proxy closed the connection")
+        self._waiter = asyncio.get_running_loop().create_future()
+        lines = [b"CONNECT " + authority + b" HTTP/1.1", b"host: " + authority, *headers]
+        transport.write(b"\r\n".join(lines) + b"\r\n\r\n")
+        await self._waiter
 
     def data_received(self, data: bytes) -> None:
-        self._answer += data
-        if self.opened.done():
+        if self._waiter is None or self._waiter.done():
             return
-        if b"\r\n\r\n" in self._answer:
-            status = self._answer.split(b" ", 2)[1:2]
-            if status == [b"200"]:
-                self.opened.set_result(None)
-            else:
-                self.opened.set_exception(httpx2.ProxyError("the proxy refused the connection"))
-        elif len(self._answer) > _CONNECT_ANSWER_BYTES_MAX:
-            self.opened.set_exception(httpx2.ProxyError("the proxy's answer is too large"))
+        self._answer += data
+        head, end, rest = self._answer.partition(b"\r\n\r\n")
+        if not end and len(head) <= _TUNNEL_ANSWER_BYTES_MAX:
+            return
+        version, _, status = head[:12].partition(b" ")
+        if not end or rest or not version.startswith(b"HTTP/1.") or not status.isdigit():
+            self._waiter.set_exception(httpx2.ProxyError("the proxy gave no readable answer to CONNECT"))
+        elif not status.startswith(b"2"):
+            self._waiter.set_exception(httpx2.ProxyError(f"the proxy answered {int(status)} to CONNECT"))
+        else:
+            self._waiter.set_result(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if not self.opened.done():
-            self.opened.set_exception(httpx2.ProxyError("the proxy closed the connection"))
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(httpx2.ProxyError("the proxy closed the connection"))
 
 
-def _origin(url: httpx2.URL) -> str:
-    return f"{url.scheme}://{url.host}:{url.port or 0}"
+def _authority(url: httpx2.URL) -> bytes:
+    host = f"[{url.host}]" if ":" in url.host else url.host
+    return f"{host}:{url.port or _PORTS[url.scheme]}".encode("ascii")
