@@ -1,4 +1,4 @@
-"""The judge of size and form: what ruff, mypy and import-linter do not look at. Small modules, small functions, true documents."""
+"""The judge of size and form: what ruff, mypy and import-linter do not look at. Small modules and functions, true documents."""
 
 import ast
 import re

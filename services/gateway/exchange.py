@@ -76,6 +76,7 @@ class Exchange:
         self._bytes_out = 0
         self._reading = Reading()
         self._ending = Ending.BROKE
+        self._sent = False
         self._answer_begun = False
         self._answer_ended = False
         self._caller_left = False
@@ -95,7 +96,8 @@ class Exchange:
             await self._fail(send, error)
         except Exception as error:  # noqa: BLE001 - whatever it was, the request ends in one event
             if isinstance(error, TimeoutError) and self._deadline.expired():
-                self._ending = Ending.ABANDONED
+                # what never went out, because there was no connection yet, is nobody's work
+                self._ending = Ending.ABANDONED if self._sent else Ending.BROKE
             else:
                 _log.exception("exchange %s failed", self._request_id)
                 await self._fail(send, InternalError(_OWN_FAULT))
@@ -119,7 +121,7 @@ class Exchange:
         self._deadline.reschedule(now + drains.seconds)
 
     async def _relay(self, send: Send) -> None:
-        response = await self._services.upstream.send(self._call)
+        response = await self._services.upstream.send(self._call, on_sent=self._note_sent)
         try:
             self._status = response.status_code
             headers = response.headers.raw
@@ -134,6 +136,9 @@ class Exchange:
                 await self._relay_json(response, send)
         finally:
             await response.aclose()
+
+    def _note_sent(self) -> None:
+        self._sent = True
 
     async def _relay_error(self, response: httpx2.Response, send: Send) -> None:
         body = await read_whole(response, bytes_max=self._services.error_body_bytes_max)

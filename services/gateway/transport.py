@@ -12,26 +12,23 @@ longest, and who gives up waiting hands on what he was given.
 """
 
 import asyncio
-import base64
-import functools
 import ssl
 from dataclasses import dataclass
 from typing import Final
 
 import httpx2
 
+from services.gateway.dial import PORTS, Dialer
 from services.gateway.upstream_connection import Connection, Origin
 
 _DROPPED: Final = frozenset(
     {b"host", b"content-length", b"transfer-encoding", b"connection", b"keep-alive", b"upgrade", b"te", b"trailer"}
 )
-_PORTS: Final = {"http": 80, "https": 443}
 _SWEEP_S_MAX: Final = 1.0
 _STALE_S_MAX: Final = 5.0
 """A connection that was closed while idle shows it within a round trip; later, the upstream may have worked."""
 _CLOSING: Final = "the relay is shutting down"
 _CLOSE_S_MAX: Final = 1.0
-_TUNNEL_ANSWER_BYTES_MAX: Final = 16 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +64,11 @@ class UpstreamTransport(httpx2.AsyncBaseTransport):
 
     def __init__(self, config: TransportConfig | None = None) -> None:
         self._config = config or TransportConfig()
-        self._dialer = _Dialer(self._config)
+        self._dialer = Dialer(
+            proxy_url=self._config.proxy_url,
+            ssl_context=self._config.ssl_context,
+            timeout_s=self._config.connect_timeout_s,
+        )
         self._idle: dict[Origin, dict[Connection, None]] = {}
         """The longest idle first."""
         self._idle_count = 0
@@ -86,12 +87,15 @@ class UpstreamTransport(httpx2.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send, and return when status and headers are there. The stream must be read to its end or closed.
 
-        The extension `target` replaces the URL's path and query byte for byte (httpx2 would quote some characters).
+        The extension `target` replaces the URL's path and query byte for byte (httpx2 would quote some characters); `sent` is
+        called when there is a connection and the request goes out.
         """
         body = await request.aread()
         head = self._head(request, len(body))
         url, bodyless = request.url, request.method == "HEAD"
         connection, reused = await self._take(url)
+        if (sent := request.extensions.get("sent")) is not None:
+            sent()
         try:
             answer = connection.begin(head, body, bodyless=bodyless)
             try:
@@ -151,7 +155,7 @@ class UpstreamTransport(httpx2.AsyncBaseTransport):
         """A connection for one exchange, and whether it was used before."""
         if self._closed:
             raise httpx2.ConnectError(_CLOSING)
-        origin = (url.scheme, url.host, url.port or _PORTS[url.scheme])
+        origin = (url.scheme, url.host, url.port or PORTS[url.scheme])
         if not fresh and (connection := self._take_idle(origin)) is not None:
             return connection, True
         handed = await self._place(origin)
@@ -295,106 +299,3 @@ class UpstreamTransport(httpx2.AsyncBaseTransport):
                 self._discard(connection)
         if self._active or self._idle_count:
             self._sweep_later()
-
-
-class _Dialer:
-    """Opens connections: straight or through a proxy, with TLS where a URL asks for it."""
-
-    def __init__(self, config: TransportConfig) -> None:
-        self._given_context = config.ssl_context
-        self._timeout_s = config.connect_timeout_s
-        self.proxy = httpx2.URL(config.proxy_url) if config.proxy_url else None
-        if self.proxy is not None and (self.proxy.scheme not in _PORTS or not self.proxy.host):
-            raise ValueError("the proxy to the upstream must be given as http://host:port or https://host:port")
-        self.proxy_headers: list[bytes] = []
-        if self.proxy is not None and self.proxy.userinfo:
-            credentials = base64.b64encode(f"{self.proxy.username}:{self.proxy.password}".encode())
-            self.proxy_headers.append(b"proxy-authorization: Basic " + credentials)
-
-    async def dial(self, url: httpx2.URL, connection: Connection) -> None:
-        """Open `connection`. Raises httpx2.ConnectError, ConnectTimeout, ProxyError: nothing was sent in either case."""
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                await self._dial(url, connection)
-        except TimeoutError:
-            raise httpx2.ConnectTimeout("no connection to the upstream in time") from None
-        except (OSError, UnicodeError) as error:
-            raise httpx2.ConnectError(f"no connection to the upstream: {error or type(error).__name__}") from error
-
-    async def _dial(self, url: httpx2.URL, connection: Connection) -> None:
-        loop = asyncio.get_running_loop()
-        hop = url if self.proxy is None else self.proxy
-        to_proxy = hop is self.proxy
-        secure = url.scheme == "https"
-        port = hop.port or _PORTS[hop.scheme]
-        raw, opening = await loop.create_connection(_Opening, hop.host, port)
-        try:
-            transport = raw
-            if to_proxy and hop.scheme == "https":
-                transport = await self._start_tls(transport, opening if secure else connection, hop.host)
-            if to_proxy and secure:
-                await opening.tunnel(transport, _authority(url), self.proxy_headers)
-            if secure:
-                transport = await self._start_tls(transport, connection, url.host)
-            elif transport is raw:
-                transport.set_protocol(connection)
-        except BaseException:
-            raw.abort()
-            raise
-        connection.adopt(transport, raw)
-
-    async def _start_tls(
-        self, transport: asyncio.Transport, protocol: asyncio.BaseProtocol, host: str
-    ) -> asyncio.Transport:
-        if transport.is_closing():
-            raise ConnectionResetError("closed before the TLS handshake")
-        secure = await asyncio.get_running_loop().start_tls(transport, protocol, self._context, server_hostname=host)
-        assert secure is not None
-        return secure
-
-    @functools.cached_property
-    def _context(self) -> ssl.SSLContext:
-        context = self._given_context or ssl.create_default_context()
-        context.set_alpn_protocols(["http/1.1"])
-        return context
-
-
-class _Opening(asyncio.Protocol):
-    """Holds a connection while it is being opened, and waits for a proxy's answer to CONNECT."""
-
-    def __init__(self) -> None:
-        self._answer = b""
-        self._waiter: asyncio.Future[None] | None = None
-
-    async def tunnel(self, transport: asyncio.Transport, authority: bytes, headers: list[bytes]) -> None:
-        """Ask the proxy for a way to `authority`. Raises httpx2.ProxyError."""
-        if transport.is_closing():
-            raise httpx2.ProxyError("the proxy closed the connection")
-        self._waiter = asyncio.get_running_loop().create_future()
-        lines = [b"CONNECT " + authority + b" HTTP/1.1", b"host: " + authority, *headers]
-        transport.write(b"\r\n".join(lines) + b"\r\n\r\n")
-        await self._waiter
-
-    def data_received(self, data: bytes) -> None:
-        if self._waiter is None or self._waiter.done():
-            return
-        self._answer += data
-        head, end, rest = self._answer.partition(b"\r\n\r\n")
-        if not end and len(head) <= _TUNNEL_ANSWER_BYTES_MAX:
-            return
-        version, _, status = head[:12].partition(b" ")
-        if not end or rest or not version.startswith(b"HTTP/1.") or not status.isdigit():
-            self._waiter.set_exception(httpx2.ProxyError("the proxy gave no readable answer to CONNECT"))
-        elif not status.startswith(b"2"):
-            self._waiter.set_exception(httpx2.ProxyError(f"the proxy answered {int(status)} to CONNECT"))
-        else:
-            self._waiter.set_result(None)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_exception(httpx2.ProxyError("the proxy closed the connection"))
-
-
-def _authority(url: httpx2.URL) -> bytes:
-    host = f"[{url.host}]" if ":" in url.host else url.host
-    return f"{host}:{url.port or _PORTS[url.scheme]}".encode("ascii")

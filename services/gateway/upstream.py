@@ -1,6 +1,7 @@
 """The only code that speaks to the Claude API: builds the request, opens the answer, and names what went wrong."""
 
 import logging
+from collections.abc import Callable
 from typing import Final
 
 import httpx2
@@ -16,6 +17,9 @@ _SILENT: Final = "The upstream did not answer in time. Nothing was charged."
 _URLS_MAX: Final = 256
 
 NEVER_SENT: Final = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError)
+
+
+def _ignore() -> None: ...
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,8 +43,11 @@ class Upstream:
         self._credential = api_key.encode()
         self._urls: dict[bytes, httpx2.URL] = {}
 
-    async def send(self, call: Call) -> httpx2.Response:
-        """The upstream's answer, its body still to be read and then closed. Raises RelayError, ready for the caller."""
+    async def send(self, call: Call, *, on_sent: Callable[[], None] = _ignore) -> httpx2.Response:
+        """The upstream's answer, its body still to be read and then closed. Raises RelayError, ready for the caller.
+
+        `on_sent` is called when the request goes out: before that, nobody can have worked for it.
+        """
         target = self._prefix + call.target
         request = httpx2.Request(  # with `stream`, nothing is guessed or added: 3 µs instead of 21
             call.method,
@@ -49,7 +56,7 @@ class Upstream:
                 call.headers, credential=self._credential, connection_listed=call.connection_listed
             ),
             stream=httpx2.ByteStream(call.body),
-            extensions={"target": target},
+            extensions={"target": target, "sent": on_sent},
         )
         try:
             return await self._transport.handle_async_request(request)

@@ -66,7 +66,8 @@ def answer(
 ) -> Answer:
     """An upstream that answers so, once `before` is set."""
 
-    async def handler(_: httpx2.Request) -> httpx2.Response:
+    async def handler(request: httpx2.Request) -> httpx2.Response:
+        request.extensions["sent"]()
         if before is not None:
             await before.wait()
         return httpx2.Response(status, headers={"request-id": "req_up", **(headers or JSON)}, stream=body)

@@ -180,6 +180,19 @@ async def test_who_leaves_before_the_answer_and_cancels_pays_the_estimated_input
     assert bench.caller.messages == []
 
 
+async def test_who_leaves_before_there_was_a_connection_owes_nothing() -> None:
+    async def upstream(_: httpx2.Request) -> httpx2.Response:
+        await asyncio.Event().wait()  # it never says `sent`
+        raise AssertionError
+
+    bench = Bench(upstream, on_disconnect="cancel")
+    running = bench.start()
+    bench.caller.left.set()
+    await asyncio.wait_for(running, 5)
+    event = await bench.recorded()
+    assert (event.outcome, event.usage) == ("free", {})
+
+
 async def test_what_a_stalled_caller_did_not_take_counts_all_the_same() -> None:
     bench = Bench(answer(headers=SSE, body=Script(START + TEXT, asyncio.Event())), on_disconnect="cancel")
     bench.caller.takes_nothing = True
