@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.relay import Relay, running_relay
+from libs.localstack.stores import start_clickhouse, start_nats, start_redis
+from tests.e2e.relay import Gateway, Relay, running_relay
+from tests.e2e.store import Store
+from tests.e2e.wire import ScriptedUpstream
 
 
 @pytest.fixture(scope="session")
@@ -18,5 +21,59 @@ def stores(nats_url: str, redis_url: str, clickhouse_url: str) -> dict[str, str]
 def relay(stores: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relay]:
     """A running relay with the simulator as its upstream, and a short drain so that its cap can be seen."""
     logs: Path = tmp_path_factory.mktemp("relay-logs")
-    with running_relay(stores, logs, RELAY_DRAIN_SECONDS="3") as running:
+    with running_relay(stores, logs, RELAY_DRAIN_SECONDS="3", RELAY_BATCH_SECONDS="0.05") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def own_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """The Redis of `own_relay`."""
+    store = Store(start_redis, tmp_path_factory.mktemp("redis"))
+    yield store
+    store.close()
+
+
+@pytest.fixture(scope="session")
+def own_nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """The NATS of `own_relay`."""
+    store = Store(start_nats, tmp_path_factory.mktemp("nats"))
+    yield store
+    store.close()
+
+
+@pytest.fixture(scope="session")
+def own_clickhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """The ClickHouse of `own_relay`."""
+    store = Store(start_clickhouse, tmp_path_factory.mktemp("clickhouse"))
+    yield store
+    store.close()
+
+
+@pytest.fixture(scope="session")
+def own_relay(
+    own_redis: Store, own_nats: Store, own_clickhouse: Store, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Relay]:
+    """A second relay, for tests that take its stores away or end its processes."""
+    own = {
+        "RELAY_REDIS_URL": f"redis://127.0.0.1:{own_redis.port}/0",
+        "RELAY_NATS_URL": f"nats://127.0.0.1:{own_nats.port}",
+        "RELAY_CLICKHOUSE_URL": f"http://127.0.0.1:{own_clickhouse.port}/relay",
+    }
+    small_batches = {"RELAY_BATCH_MESSAGES_MAX": "20", "RELAY_BATCH_SECONDS": "0.05"}
+    with running_relay(own, tmp_path_factory.mktemp("logs"), **small_batches) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[ScriptedUpstream]:
+    """An upstream that does what a test says."""
+    scripted = ScriptedUpstream()
+    yield scripted
+    scripted.close()
+
+
+@pytest.fixture(scope="module")
+def scripted_gateway(relay: Relay, upstream: ScriptedUpstream) -> Iterator[Gateway]:
+    """A gateway in front of that upstream, on the same stores as the relay; its drains outlast any test."""
+    with relay.second_gateway(upstream.url, RELAY_DRAIN_SECONDS="60") as running:
         yield running

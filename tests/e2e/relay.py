@@ -7,17 +7,23 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Self
 
 import httpx2
+import psutil
 
-ADMIN_TOKEN = "test-admin-token-0123456789"
-UPSTREAM_KEY = "sk-ant-simulator"
-READY_S = 30.0
-SETTLED_S = 30.0
+from tests.e2e.waiting import WAIT_S, wait_until
+
+ADMIN_TOKEN: Final = "test-admin-token-0123456789"
+UPSTREAM_KEY: Final = "sk-ant-simulator"
+READY_S: Final = 30.0
+STOP_S: Final = 20.0
+GAUGES_AT_REST: Final = ("relay_requests_in_flight", "relay_drains_in_progress", "relay_events_unpublished")
 
 
 def free_port() -> int:
@@ -27,139 +33,274 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+class Service:
+    """One process; it can be ended in any way, and started again at the same address."""
+
+    def __init__(
+        self, name: str, *command: str, port: int, environment: dict[str, str], logs: Path, ready: str
+    ) -> None:
+        self.name = name
+        self.url = f"http://127.0.0.1:{port}"
+        self.log = logs / f"{name}-{port}.log"
+        self._command = [sys.executable, "-m", *command]
+        self._environment = environment
+        self._ready = ready
+
+    def start(self) -> Self:
+        """Without waiting until it is ready."""
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self._command, env=self._environment, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+            )
+        return self
+
+    def wait_ready(self) -> Self:
+        """Until it answers."""
+
+        def ready() -> bool:
+            assert self.process.poll() is None, f"{self.name} died: {self.log_text[-4000:]}"
+            with contextlib.suppress(httpx2.TransportError):
+                return httpx2.get(self.url + self._ready, timeout=5).status_code == 200
+            return False
+
+        wait_until(ready, f"{self.name} is ready", READY_S)
+        return self
+
+    @property
+    def log_text(self) -> str:
+        """All it wrote."""
+        return self.log.read_text(errors="replace")
+
+    def signal(self, number: int) -> None:
+        """Send a signal."""
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """kill -9."""
+        self.process.kill()
+        self.process.wait()
+
+    def ask_to_stop(self) -> None:
+        """SIGTERM, unless it has ended."""
+        if hasattr(self, "process") and self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+
+    def stop(self) -> None:
+        """SIGTERM, unless it has ended; it must end by itself."""
+        if not hasattr(self, "process") or self.process.poll() is not None:
+            return
+        self.ask_to_stop()
+        try:
+            self.process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"{self.name} did not stop within {STOP_S} s of SIGTERM") from None
+
+
+@dataclass
+class Gateway:
+    """A gateway process."""
+
+    service: Service
+
+    @property
+    def url(self) -> str:
+        """Where callers go."""
+        return self.service.url
+
+    def metric(self, name: str) -> int:
+        """A counter, labels summed up; 0 if it has not been counted yet."""
+        return sum(value for series, value in self._series() if series.partition("{")[0] == name)
+
+    def gauge(self, name: str) -> int:
+        """A gauge; it must be there."""
+        return dict(self._series())[name]
+
+    def callers_connected(self) -> int:
+        """Sockets of callers, those that are half closed included."""
+        port = int(self.url.rpartition(":")[2])
+        connections = psutil.Process(self.service.process.pid).net_connections("tcp")
+        return sum(one.laddr.port == port and one.status != psutil.CONN_LISTEN for one in connections)
+
+    def wait_at_rest(self) -> None:
+        """Until no request, drain, busy upstream connection or unpublished event is left; fails if one stays."""
+        busy: dict[str, int] = {}
+
+        def at_rest() -> bool:
+            gauges = dict(self._series())
+            busy.update({name: gauges[name] for name in GAUGES_AT_REST})
+            busy["connections"] = gauges["relay_upstream_connections_open"] - gauges["relay_upstream_connections_idle"]
+            return not any(busy.values())
+
+        wait_until(at_rest, lambda: f"the gateway is at rest: {busy}")
+
+    def _series(self) -> list[tuple[str, int]]:
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=WAIT_S) as answer:
+            lines = [line.rpartition(" ") for line in answer.read().decode().splitlines()]
+        return [(series, int(value)) for series, _, value in lines]
+
+
 @dataclass
 class Relay:
-    """Addresses of a running relay, and the control plane calls tests need."""
+    """A running relay, and the control plane calls tests need."""
 
-    gateway_url: str
-    admin_url: str
-    simulator_url: str
-    processes: dict[str, subprocess.Popen[bytes]]
+    stores: dict[str, str]
+    logs: Path
+    services: dict[str, Service]
     admin: httpx2.Client = field(init=False)
 
     def __post_init__(self) -> None:
         self.admin = httpx2.Client(
-            base_url=self.admin_url + "/api/v1", headers={"authorization": f"Bearer {ADMIN_TOKEN}"}, timeout=30
+            base_url=self.services["admin"].url + "/api/v1",
+            headers={"authorization": f"Bearer {ADMIN_TOKEN}"},
+            timeout=30,
         )
+
+    @property
+    def gateway(self) -> Gateway:
+        """The gateway in front of the simulator."""
+        return Gateway(self.services["gateway"])
+
+    @property
+    def gateway_url(self) -> str:
+        """Where callers go."""
+        return self.gateway.url
+
+    @property
+    def simulator_url(self) -> str:
+        """The upstream."""
+        return self.services["simulator"].url
 
     def new_account(self, *, credit_usd: str = "100.00", **settings: Any) -> tuple[str, str]:
         """(account id, key) of a new account; `settings` as PATCH takes them."""
-        account = self._post("/accounts", {"name": "test"})["id"]
+        account = self.post("/accounts", {"name": "test"})["id"]
         if settings:
             self.admin.patch(f"/accounts/{account}", json=settings).raise_for_status()
         if credit_usd != "0":
-            self._post(f"/accounts/{account}/credits", {"amount_usd": credit_usd, "reason": "test"})
-        return account, self._post(f"/accounts/{account}/keys", {"name": "test"})["key"]
+            self.post(f"/accounts/{account}/credits", {"amount_usd": credit_usd, "reason": "test"})
+        return account, self.new_key(account)["key"]
+
+    def new_key(self, account: str) -> dict[str, Any]:
+        """A further key of an account, as admin shows it once."""
+        return self.post(f"/accounts/{account}/keys", {"name": "test"})
 
     def balance(self, account: str) -> dict[str, str]:
         """Decimal strings of USD."""
         answer = self.admin.get(f"/accounts/{account}/balance").raise_for_status()
         return dict(answer.json())
 
-    def rows(self, account: str, count: int) -> list[dict[str, Any]]:
-        """All ledger rows of an account, once there are `count` of them; fails if there are more or they do not come."""
-        deadline = time.monotonic() + SETTLED_S
+    def spent_nanos(self, account: str) -> int:
+        """What the balance has lost, held amounts included."""
+        balance = self.balance(account)
+        lost = Decimal(balance["granted_usd"]) - Decimal(balance["available_usd"])
+        assert lost == Decimal(balance["spent_usd"]) + Decimal(balance["held_usd"])
+        return int(lost * 10**9)
+
+    def rows(self, account: str, count: int, *, wait_s: float = 30.0) -> list[dict[str, Any]]:
+        """All ledger rows of an account, newest first, once there are `count` of them and they are settled."""
+        deadline = time.monotonic() + wait_s
         while True:
             rows = list(self._pages(account))
-            if len(rows) >= count or time.monotonic() > deadline:
+            settled = sum(row["total_nanos"] for row in rows) == self.spent_nanos(account)
+            if (len(rows) >= count and settled) or time.monotonic() > deadline:
                 assert len(rows) == count, f"{len(rows)} rows, expected {count}"
+                assert settled, "the balance is not what the rows add up to"
                 return rows
-            time.sleep(0.1)
+            time.sleep(0.05 if count < 100 else 0.5)
 
     def receipt(self, request_id: str) -> dict[str, Any]:
-        """The receipt of one request, once it is there."""
-        deadline = time.monotonic() + SETTLED_S
-        while (answer := self.admin.get(f"/requests/{request_id}")).status_code == 404:
-            assert time.monotonic() < deadline, f"no receipt for {request_id}"
-            time.sleep(0.05)
-        return dict(answer.raise_for_status().json())
+        """The receipt of one request, by our id or the upstream's, once it is there."""
+        path = f"/requests/{request_id}"
+        wait_until(lambda: self.admin.get(path).status_code != 404, f"receipt of {request_id}")
+        return dict(self.admin.get(path).raise_for_status().json())
 
     def invoice(self) -> list[dict[str, Any]]:
         """What the simulator says it has served."""
-        answer = httpx2.get(f"{self.simulator_url}/_sim/invoice", timeout=30).raise_for_status().json()
-        return list(answer["entries"] if isinstance(answer, dict) else answer)
+        return list(self.simulator("invoice")["entries"])
 
-    def metric(self, name: str) -> int:
-        """A gauge or counter of the gateway, 0 if it has not been counted yet."""
-        for line in httpx2.get(f"{self.gateway_url}/metrics", timeout=30).text.splitlines():
-            if line.startswith(name + " "):
-                return int(line.rpartition(" ")[2])
-        return 0
+    def simulator(self, name: str) -> dict[str, Any]:
+        """What the simulator says of itself under `/_sim/`."""
+        answer = httpx2.get(f"{self.simulator_url}/_sim/{name}", timeout=30).raise_for_status()
+        return dict(answer.json())
+
+    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """A call of the control plane."""
+        return dict(self.admin.post(path, json=body).raise_for_status().json())
+
+    @contextlib.contextmanager
+    def second_gateway(self, upstream_url: str, **settings: str) -> Iterator[Gateway]:
+        """One more gateway on the same stores, with another upstream or other settings; `settings` win over the stores."""
+        port = free_port()
+        environment = environment_of(self.stores) | {
+            "RELAY_GATEWAY_PORT": str(port),
+            "RELAY_UPSTREAM_URL": upstream_url,
+            "RELAY_UPSTREAM_API_KEY": UPSTREAM_KEY,
+            **settings,
+        }
+        service = Service(
+            "gateway", "services.gateway", port=port, environment=environment, logs=self.logs, ready="/readyz"
+        )
+        try:
+            service.start().wait_ready()
+            yield Gateway(service)
+        finally:
+            service.stop()
 
     def _pages(self, account: str) -> Iterator[dict[str, Any]]:
         cursor = None
         while True:
-            query = {"account_id": account, "limit": "500"} | ({"cursor": cursor} if cursor else {})
+            query = {"account_id": account, "limit": "1000"} | ({"cursor": cursor} if cursor else {})
             page = self.admin.get("/requests", params=query).raise_for_status().json()
             yield from page["data"]
             cursor = page.get("next_cursor")
             if not cursor:
                 return
 
-    def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        return dict(self.admin.post(path, json=body).raise_for_status().json())
+
+def environment_of(stores: dict[str, str]) -> dict[str, str]:
+    """What a service inherits: nothing of the machine's own settings."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RELAY_", "ANTHROPIC_"))}
+    return {**inherited, **stores, "PYTHONUNBUFFERED": "1"}
 
 
 @contextlib.contextmanager
 def running_relay(stores: dict[str, str], logs: Path, **settings: str) -> Iterator[Relay]:
     """Start bootstrap, simulator, accounting, admin and gateway; stop them in order, and fail if one had died."""
     ports = {name: free_port() for name in ("gateway", "admin", "accounting", "simulator")}
-    urls = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
-    environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith(("RELAY_", "ANTHROPIC_"))},
-        **stores,
+    environment = environment_of(stores) | {
         "RELAY_GATEWAY_PORT": str(ports["gateway"]),
         "RELAY_ADMIN_PORT": str(ports["admin"]),
         "RELAY_ACCOUNTING_PORT": str(ports["accounting"]),
         "RELAY_ADMIN_TOKEN": ADMIN_TOKEN,
-        "RELAY_UPSTREAM_URL": urls["simulator"],
+        "RELAY_UPSTREAM_URL": f"http://127.0.0.1:{ports['simulator']}",
         "RELAY_UPSTREAM_API_KEY": UPSTREAM_KEY,
-        "PYTHONUNBUFFERED": "1",
         **settings,
     }
+    simulator = ("libs.localstack.simulator", "--port", str(ports["simulator"]), "--api-key", UPSTREAM_KEY)
     commands = {
-        "simulator": ["libs.localstack.simulator", "--port", str(ports["simulator"]), "--api-key", UPSTREAM_KEY],
-        "accounting": ["services.accounting"],
-        "admin": ["services.admin"],
-        "gateway": ["services.gateway"],
+        "simulator": (simulator, "/_sim/scenarios"),
+        "accounting": (("services.accounting",), "/readyz"),
+        "admin": (("services.admin",), "/readyz"),
+        "gateway": (("services.gateway",), "/readyz"),
+    }
+    services = {
+        name: Service(name, *command, port=ports[name], environment=environment, logs=logs, ready=ready)
+        for name, (command, ready) in commands.items()
     }
     subprocess.run([sys.executable, "-m", "services.accounting", "bootstrap"], env=environment, check=True, timeout=60)
-    processes: dict[str, subprocess.Popen[bytes]] = {}
     try:
-        for name, command in commands.items():
-            with (logs / f"{name}.log").open("wb") as log:
-                processes[name] = subprocess.Popen(
-                    [sys.executable, "-m", *command], env=environment, stdout=log, stderr=subprocess.STDOUT
-                )
-        for name in ("accounting", "admin", "gateway"):
-            _wait_ready(f"{urls[name]}/readyz", processes[name], logs / f"{name}.log")
-        _wait_ready(f"{urls['simulator']}/_sim/scenarios", processes["simulator"], logs / "simulator.log")
-        yield Relay(urls["gateway"], urls["admin"], urls["simulator"], processes)
-        for name, process in processes.items():
-            assert process.poll() is None, f"{name} died: {(logs / f'{name}.log').read_text()[-4000:]}"
+        for service in services.values():
+            service.start()
+        for service in services.values():
+            service.wait_ready()
+        relay = Relay(stores, logs, services)
+        with relay.admin:
+            yield relay
+        for service in services.values():
+            assert service.process.poll() is None, f"{service.name} died: {service.log_text[-4000:]}"
     finally:
-        for name in ("gateway", "accounting", "admin", "simulator"):
-            _stop(processes.get(name))
-
-
-def _wait_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + READY_S
-    while True:
-        with contextlib.suppress(httpx2.TransportError):
-            if httpx2.get(url, timeout=5).status_code == 200:
-                return
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise AssertionError(f"{url} is not ready:\n{log.read_text()[-4000:]}")
-        time.sleep(0.05)
-
-
-def _stop(process: subprocess.Popen[bytes] | None) -> None:
-    if process is None or process.poll() is not None:
-        return
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(20)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-        raise AssertionError("a service did not stop within 20 s of SIGTERM") from None
+        services["gateway"].stop()
+        for name in ("accounting", "admin", "simulator"):
+            services[name].ask_to_stop()
+        for name in ("accounting", "admin", "simulator"):
+            services[name].stop()
