@@ -20,7 +20,8 @@ _TOKEN_FIELDS: Final = (
     "cache_read_input_tokens",
 )
 _CACHE_FIELDS: Final = frozenset({"ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens"})
-_SERVER_TOOLS: Final = frozenset({"web_search_requests", "web_fetch_requests"})
+_SERVER_TOOLS: Final = frozenset({"web_search_requests", "web_fetch_requests", "tool_search_requests"})
+"""Counts of server tools: searches of the web are priced, fetches and searches among tools cost their tokens only."""
 _NOT_COUNTED: Final = frozenset(
     {"service_tier", "inference_geo", "speed", "output_tokens_details", "fallback_credit", "type", "model"}
 )

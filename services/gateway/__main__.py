@@ -1,5 +1,6 @@
 """`python -m services.gateway`: read the settings, serve until SIGTERM."""
 
+import resource
 import sys
 
 from libs.common import config as settings
@@ -18,6 +19,7 @@ def main() -> int:
     except settings.ConfigError as error:
         print(f"gateway: {error}", file=sys.stderr)
         return 2
+    _raise_descriptor_limit()
     metrics = Metrics()
     budget = BodyBudget(config.bodies_in_flight_bytes_max)
     server = make_server(
@@ -38,6 +40,12 @@ def main() -> int:
     )
     serving.run(server, log_level=config.log_level)
     return 0
+
+
+def _raise_descriptor_limit() -> None:
+    """Every caller and every upstream connection takes a descriptor; the usual soft limit of 1,024 is soon reached."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Small ASGI pieces the handlers share: read a body, answer with bytes, answer with an error."""
 
+from collections.abc import Callable
 from typing import Any, Final
 
 from starlette.types import Receive, Scope, Send
@@ -14,8 +15,11 @@ class CallerLeft(Exception):
     """The caller closed the connection before its request was complete: nobody is there to answer."""
 
 
-async def read_body(receive: Receive, *, bytes_max: int) -> bytes:
-    """The whole request body, joined once. Raises CallerLeft, RequestTooLarge."""
+async def read_body(receive: Receive, *, bytes_max: int, hold: Callable[[int], None]) -> bytes:
+    """The whole request body, joined once. `hold` is told of every byte that is kept, and may refuse.
+
+    Raises CallerLeft, RequestTooLarge, and what `hold` raises.
+    """
     message = await receive()
     chunks: list[bytes] = []
     size = 0
@@ -26,6 +30,7 @@ async def read_body(receive: Receive, *, bytes_max: int) -> bytes:
         size += len(chunk)
         if size > bytes_max:
             raise RequestTooLarge(f"The request is larger than {bytes_max // (1024 * 1024)} MB; send less.")
+        hold(len(chunk))
         chunks.append(chunk)
         if not message.get("more_body", False):
             return chunk if len(chunks) == 1 else b"".join(chunks)
@@ -46,16 +51,21 @@ async def answer(send: Send, status: int, headers: Headers, body: bytes) -> None
 
 async def answer_error(send: Send, error: RelayError, request_id: str) -> None:
     """An error of ours, in Anthropic's shape, under our request id."""
+    await answer(send, *answer_of(error, request_id))
+
+
+def answer_of(error: RelayError, request_id: str) -> tuple[int, Headers, bytes]:
+    """Status, headers and body of an error the relay itself answers."""
     body = error.body(request_id)
     identifier = request_id.encode()
     headers: Headers = [
         _JSON,
-        (b"content-length", str(len(body)).encode()),
+        (b"content-length", b"%d" % len(body)),
         (b"request-id", identifier),
         (b"x-relay-request-id", identifier),
     ]
     headers += [(name.encode(), value.encode()) for name, value in error.headers.items()]
-    await answer(send, error.status, headers, body)
+    return error.status, headers, body
 
 
 def request_headers(scope: Scope) -> Headers:

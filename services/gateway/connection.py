@@ -14,17 +14,17 @@ import asyncio
 import logging
 import math
 import socket
+import struct
 import sys
-import urllib.parse
 from collections.abc import Callable
 from typing import Any, Final
 
 import httptools
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from libs.common.errors import BadRequest, Overloaded, RelayError
-from services.gateway.cycle import BodyBudget, Cycle, answer_of
+from services.gateway.cycle import BodyBudget, Cycle, refusal, scope_of
 from services.gateway.framing import (
     BodyTimedOut,
     HeadTimedOut,
@@ -42,6 +42,9 @@ _ANSWER: Final = 3
 _DISCARD: Final = 4
 _BLANK_LINE: Final = b"\r\n\r\n"
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_FRAMING_SHARE_MAX: Final = 8
+"""Of chunk sizes, extensions and trailers, for each byte of a chunked body; a chunk of one byte needs five."""
+_NO_LINGER: Final = struct.pack("ii", 1, 0)
 
 
 class RelayProtocol(HttpToolsProtocol):
@@ -50,11 +53,11 @@ class RelayProtocol(HttpToolsProtocol):
     cycle: Cycle
     # Beyond 30 attributes CPython 3.11 gives each instance a dictionary layout of its own, which slows every access.
     __slots__ = (
-        "_bodiless_bytes",
         "_body_bytes",
         "_body_left",
         "_chunked",
         "_discarded_bytes",
+        "_framing_bytes",
         "_head",
         "_held",
         "_limits",
@@ -87,7 +90,7 @@ class RelayProtocol(HttpToolsProtocol):
         self._body_bytes = 0
         self._body_left = 0
         self._chunked = False
-        self._bodiless_bytes = 0
+        self._framing_bytes = 0
         self._held = b""
         self._discarded_bytes = 0
 
@@ -95,6 +98,7 @@ class RelayProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._phase = _DISCARD
+        self._head = self._held = b""
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -144,11 +148,10 @@ class RelayProtocol(HttpToolsProtocol):
 
     def _take_head(self, data: bytes, start: int) -> int:
         before = len(self._head)
-        head = self._head + data[start:]
+        # One byte over the limit is enough to see that it is crossed; the rest may be many pipelined requests.
+        head = self._head + data[start : start + self._limits.head_bytes_max + 1 - before]
         found = head.find(_BLANK_LINE, max(before - 3, 0))
-        if found >= 0:
-            head = head[: found + 4]
-        self._head = head
+        self._head = head = head[: found + 4] if found >= 0 else head
         if len(head) > self._limits.head_bytes_max:
             self._refuse(HeadTooLarge(self._limits))
         elif not head.isascii():
@@ -161,10 +164,9 @@ class RelayProtocol(HttpToolsProtocol):
         piece = data[start : start + self._body_left]
         before = self._body_bytes
         self._parse(piece)
-        if self._chunked and self._phase == _BODY:
-            # Chunk extensions and trailers, of which llhttp would take any number.
-            self._bodiless_bytes = self._bodiless_bytes + len(piece) if self._body_bytes == before else 0
-            if self._bodiless_bytes > self._limits.head_bytes_max:
+        if self._chunked and self._phase == _BODY:  # llhttp would take any number of extensions and trailers
+            self._framing_bytes += len(piece) - (self._body_bytes - before)
+            if self._framing_bytes > self._limits.head_bytes_max + _FRAMING_SHARE_MAX * self._body_bytes:
                 self._refuse(HeadTooLarge(self._limits))
         return start + len(piece)
 
@@ -217,37 +219,25 @@ class RelayProtocol(HttpToolsProtocol):
         by_name = dict(headers)
         size = int(by_name.get(b"content-length", 0))
         self._refusal = head_error(self.url, version, headers, by_name, size, self._limits)
+        method = self.parser.get_method()
+        if self._refusal is None and method == b"CONNECT":  # an upgrade by itself, which no missing header undoes
+            self._refusal = BadRequest("The relay opens no tunnels.")
         if self._refusal is not None:
             raise self._refusal
         if self.parser.should_upgrade():
             return
         self._chunked = b"transfer-encoding" in by_name
-        self._body_bytes = self._bodiless_bytes = 0
+        self._body_bytes = self._framing_bytes = 0
         self._body_left = sys.maxsize if self._chunked else size
         if size or self._chunked:
             self.deadline = self.loop.time() + self._body_seconds(size)
         expects = version == "1.1" and by_name.get(b"expect", b"").lower() == b"100-continue"
         # Who waits for 100 Continue and gets the answer instead may or may not send his body: keep alive only once it is here.
         keep_alive = version == "1.1" and self.parser.should_keep_alive() and not (expects or self._shutting_down)
-        raw_path, _, query = self.url.partition(b"?")
-        path = raw_path.decode("ascii")
-        self.scope = {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "http_version": version,
-            "method": self.parser.get_method().decode("ascii"),
-            "scheme": self.scheme or "http",
-            "path": urllib.parse.unquote(path) if "%" in path else path,
-            "raw_path": raw_path,
-            "query_string": query,
-            "root_path": "",
-            "headers": headers,
-            "client": self.client,
-            "server": self.server,
-            "state": self.app_state.copy(),
-        }
+        self.scope = scope_of(self, method.decode("ascii"), self.url, version, headers)
         self.cycle = Cycle(self, keep_alive=keep_alive, expects_continue=expects)
         self._phase = _BODY
+        self._head = b""
         self._start_asgi_task(self.cycle, self.app)
 
     def on_body(self, body: bytes) -> None:
@@ -277,7 +267,7 @@ class RelayProtocol(HttpToolsProtocol):
             return
         self._phase = _ANSWER
         self.deadline = math.inf
-        if not cycle.keep_alive and not cycle.response_started:
+        if not cycle.keep_alive and not cycle.response_started and self.scope["http_version"] == "1.1":
             cycle.keep_alive = self.parser.should_keep_alive() and not self._shutting_down
         cycle.more_body = False
         cycle.message_event.set()
@@ -323,19 +313,26 @@ class RelayProtocol(HttpToolsProtocol):
         elif self._phase != _DISCARD:
             self._finish()
 
+    def break_off(self) -> None:
+        """Called by the cycle: its answer ends here, and is not whole."""
+        if self.cycle.end_is_marked:
+            self.close()
+        else:
+            self._reset()
+
     def _refuse(self, error: RelayError) -> None:
         """Answer in the application's stead, and close."""
         interrupted = self.cycle if self._phase == _BODY else None
         self._on_refused(type(error).__name__)
         _log.warning("refused %s with %d: %s", self.client, error.status, error.message)
         if interrupted is None or not interrupted.response_started:
-            status, headers, body = answer_of(error)
-            headers = [*self.server_state.default_headers, *headers, (b"connection", b"close")]
-            lines = [STATUS_LINE[status][:-2], *(b"%b: %b" % pair for pair in headers), b"", body]
-            self.transport.write(b"\r\n".join(lines))
+            self.transport.write(refusal(error, self.server_state.default_headers))
         if interrupted is not None and not interrupted.response_complete:
             interrupted.disconnected = True
             interrupted.message_event.set()
+            if interrupted.response_started and not interrupted.end_is_marked:
+                self._reset()
+                return
         self._linger()
 
     def _linger(self) -> None:
@@ -354,6 +351,17 @@ class RelayProtocol(HttpToolsProtocol):
         self.deadline = self.loop.time() + self._limits.reader_stalled_seconds
         self.transport.close()
 
+    def _reset(self) -> None:
+        """End at once and visibly broken. The kernel, too, forgets what the caller has not taken."""
+        self._phase = _DISCARD
+        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+        self.transport.abort()
+
+    def cut(self) -> None:
+        """The shutdown waits no longer. A request that is being answered ends through its task."""
+        if self._phase not in (_BODY, _ANSWER):
+            self.transport.abort()
+
     # -- deadlines -----------------------------------------------------------------------------------------------------
 
     def _body_seconds(self, size: int) -> float:
@@ -364,7 +372,7 @@ class RelayProtocol(HttpToolsProtocol):
         if now >= self.stalled_at:
             self._on_refused("ReaderStalled")
             _log.warning("closed %s: it does not take its answer", self.client)
-            self.transport.abort()
+            self._reset()
         elif self.half_closed and _is_reset(self.transport):
             self.transport.abort()
         elif now < self.deadline:
@@ -373,6 +381,10 @@ class RelayProtocol(HttpToolsProtocol):
             self._refuse(HeadTimedOut())
         elif self._phase == _BODY:
             self._expire_body(now)
+        elif self._phase == _IDLE:
+            self._finish()
+        elif self.transport.get_write_buffer_size():
+            self._reset()
         else:
             self.transport.abort()
 
@@ -384,5 +396,4 @@ class RelayProtocol(HttpToolsProtocol):
 
 
 def _is_reset(transport: asyncio.Transport) -> bool:
-    peer = transport.get_extra_info("socket")
-    return bool(peer.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+    return bool(transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))

@@ -6,8 +6,9 @@ so through the protocol, which knows whether the caller is still sending.
 
 import asyncio
 import logging
+import urllib.parse
 from collections.abc import Iterable
-from typing import Final, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from uvicorn._types import ASGI3Application, ASGISendEvent, HTTPScope
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -15,12 +16,14 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCy
 from uvicorn.server import ServerState
 
 from libs.common import ids
-from libs.common.errors import InternalError, RelayError
+from libs.common.errors import InternalError, Overloaded, RelayError
+from services.gateway.asgi import answer_of
 from services.gateway.headers import Headers
 
 _log: Final = logging.getLogger("relay.server")
 _BODILESS: Final = frozenset({204, 304})
 _OWN_FAULT: Final = "The relay failed while it handled this request."
+_CUT: Final = "The relay is being restarted; please try again."
 
 
 class BodyBudget:
@@ -48,6 +51,10 @@ class Edge(Protocol):
     scope: HTTPScope
     budget: BodyBudget
     server_state: ServerState
+    app_state: dict[str, Any]
+    scheme: Literal["http", "https"] | None
+    client: tuple[str, int] | None
+    server: tuple[str, int | None] | None
     access_logger: logging.Logger
 
     def on_response_complete(self) -> None:
@@ -55,6 +62,9 @@ class Edge(Protocol):
 
     def close(self) -> None:
         """End the connection once what was written has gone out."""
+
+    def break_off(self) -> None:
+        """End the connection so that nobody takes what was written for a whole answer."""
 
 
 class Cycle(RequestResponseCycle):
@@ -94,25 +104,37 @@ class Cycle(RequestResponseCycle):
             self._edge.budget.bytes_held -= self._body_bytes
             self._body_bytes = 0
 
+    @property
+    def end_is_marked(self) -> bool:
+        """Whether the answer that has begun says itself where it ends, so that a connection closed early shows."""
+        return bool(self.chunked_encoding) or self._left is not None or not self._has_body
+
     async def run_asgi(self, app: ASGI3Application) -> None:
         """The request's task. An application that returns in mid-answer breaks the connection: nobody takes that for an end."""
+        failure: RelayError | None = None
         try:
             await app(self.scope, self.receive, self.send)
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - whatever it was, the caller gets an answer
+        except asyncio.CancelledError:  # by the server, whose shutdown has waited long enough
+            _log.warning("a request was cut by the shutdown")
+            failure = Overloaded(_CUT)
+        except Exception as error:  # noqa: BLE001 - whatever it was, the caller gets an answer
             _log.error("the application failed", exc_info=error)
         try:
             if self.disconnected or self.response_complete:
                 return
             if self.response_started:
-                self._edge.close()
+                self._edge.break_off()
             else:
-                await self.send_500_response()
+                await self._answer_failure(failure or InternalError(_OWN_FAULT))
         finally:
             self._release_body()
+            self.body = bytearray()
 
-    async def send_500_response(self) -> None:
+    async def _answer_failure(self, error: RelayError) -> None:
         """The application has failed without a word."""
-        status, headers, body = answer_of(InternalError(_OWN_FAULT))
+        request_id = ids.new_request_id()
+        status, headers, body = answer_of(error, request_id)
+        _log.error("answered %d in the application's stead, as %s", status, request_id)
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
         await self.send({"type": "http.response.body", "body": body})
 
@@ -157,8 +179,8 @@ class Cycle(RequestResponseCycle):
         lines += (b"", b"")
         head = b"\r\n".join(lines)
         breaks = len(lines) - 1
-        if head.count(b"\n") != breaks or head.count(b"\r") != breaks or b"\0" in head:
-            raise RuntimeError("a line break inside a response header")
+        if head.count(b"\n") != breaks or head.count(b"\r") != breaks or b"\0" in head or not head.isascii():
+            raise RuntimeError("a line break, a NUL or a byte beyond ASCII inside a response header")
         self.response_started = True
         self._release_body()
         self.transport.write(head)
@@ -188,15 +210,29 @@ class Cycle(RequestResponseCycle):
         self.on_response()
 
 
-def answer_of(error: RelayError) -> tuple[int, Headers, bytes]:
-    """Status, headers and body of an error that the server itself answers."""
-    request_id = ids.new_request_id()
-    body = error.body(request_id)
-    headers: Headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        (b"request-id", request_id.encode()),
-        (b"x-relay-request-id", request_id.encode()),
-    ]
-    headers += [(name.encode(), value.encode()) for name, value in error.headers.items()]
-    return error.status, headers, body
+def scope_of(edge: Edge, method: str, target: bytes, version: str, headers: Headers) -> HTTPScope:
+    """ASGI's view of a request head. `target` is a path, as it came."""
+    raw_path, _, query = target.partition(b"?")
+    path = raw_path.decode("ascii")
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": version,
+        "method": method,
+        "scheme": edge.scheme or "http",
+        "path": urllib.parse.unquote(path) if "%" in path else path,
+        "raw_path": raw_path,
+        "query_string": query,
+        "root_path": "",
+        "headers": headers,
+        "client": edge.client,
+        "server": edge.server,
+        "state": edge.app_state.copy(),
+    }
+
+
+def refusal(error: RelayError, default_headers: Headers) -> bytes:
+    """The whole answer to a request that no application will see."""
+    status, headers, body = answer_of(error, ids.new_request_id())
+    headers = [*default_headers, *headers, (b"connection", b"close")]
+    return b"\r\n".join([STATUS_LINE[status][:-2], *(b"%b: %b" % pair for pair in headers), b"", body])

@@ -9,6 +9,7 @@ import asyncio
 import functools
 import socket
 from collections.abc import Callable
+from typing import Final
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -20,22 +21,53 @@ from services.gateway.framing import ServerLimits, connection_listed
 __all__ = ["BodyBudget", "RelayServer", "ServerLimits", "connection_listed", "make_server"]
 
 
-class RelayServer(uvicorn.Server):
-    """uvicorn's server with the sweep."""
+_UNSENT_BYTES_MAX: Final = 128 * 1024
+"""What the kernel takes for a caller beyond what is under way to him: more would only hide that he does not read."""
+_CUT_SECONDS: Final = 5
+"""From the end of the time to finish until whatever is left is forgotten."""
 
-    def __init__(self, config: uvicorn.Config, *, sweep_seconds: float) -> None:
+
+class RelayServer(uvicorn.Server):
+    """uvicorn's server with the sweep, and with a shutdown whose last word is the requests' own.
+
+    Where uvicorn cancels what runs too long it closes the lifespan in the same breath; a request that was cancelled could then no
+    longer record what it cost. So we cancel before uvicorn's time is up, and it goes on waiting.
+    """
+
+    def __init__(self, config: uvicorn.Config, *, sweep_seconds: float, shutdown_seconds: float) -> None:
         super().__init__(config)
         self._sweep_seconds = sweep_seconds
+        self._shutdown_seconds = shutdown_seconds
         self._timer: asyncio.TimerHandle | None = None
+        self._cut: asyncio.TimerHandle | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        for listening in [one for server in self.servers for one in server.sockets]:
+            if listening.family in (socket.AF_INET, socket.AF_INET6):  # what is accepted inherits it
+                listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES_MAX)
         self._sweep()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().shutdown(sockets)
-        if self._timer is not None:
-            self._timer.cancel()
+        self._cut = asyncio.get_running_loop().call_later(self._shutdown_seconds, self._cut_requests)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            for timer in (self._timer, self._cut):
+                if timer is not None:
+                    timer.cancel()
+
+    def _cut_requests(self) -> None:
+        for task in list(self.server_state.tasks):
+            task.cancel()
+        self._cut_connections()
+
+    def _cut_connections(self) -> None:
+        """Those that wait for nothing of ours; again and again, for a cancelled request leaves one behind."""
+        self._cut = asyncio.get_running_loop().call_later(_CUT_SECONDS / 4, self._cut_connections)
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, RelayProtocol):
+                connection.cut()
 
     def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
@@ -79,6 +111,6 @@ def make_server(
         server_header=False,
         date_header=True,
         backlog=4096,
-        timeout_graceful_shutdown=shutdown_seconds,
+        timeout_graceful_shutdown=shutdown_seconds + _CUT_SECONDS,
     )
-    return RelayServer(config, sweep_seconds=limits.sweep_seconds)
+    return RelayServer(config, sweep_seconds=limits.sweep_seconds, shutdown_seconds=shutdown_seconds)

@@ -73,6 +73,7 @@ class Exchange:
         self._first_byte_us = 0
         self._status = 0
         self._upstream_request_id = ""
+        self._bytes_in = len(call.body)
         self._bytes_out = 0
         self._reading = Reading()
         self._ending = Ending.BROKE
@@ -122,6 +123,7 @@ class Exchange:
 
     async def _relay(self, send: Send) -> None:
         response = await self._services.upstream.send(self._call, on_sent=self._note_sent)
+        self._call = msgspec.structs.replace(self._call, body=b"")  # megabytes, and a stream may last for minutes
         try:
             self._status = response.status_code
             headers = response.headers.raw
@@ -130,12 +132,16 @@ class Exchange:
                 await self._relay_error(response, send)
             elif self._status >= 300:
                 raise UpstreamFailed(_ODD_ANSWER)
-            elif value(headers, b"content-type").startswith(b"text/event-stream"):
+            elif self._is_stream(value(headers, b"content-type")):
                 await self._relay_stream(response, send)
             else:
                 await self._relay_json(response, send)
         finally:
             await response.aclose()
+
+    def _is_stream(self, content_type: bytes) -> bool:
+        media_type = content_type.partition(b";")[0].strip().lower()
+        return media_type == b"text/event-stream" or (not media_type and self._ask.stream)
 
     def _note_sent(self) -> None:
         self._sent = True
@@ -266,7 +272,7 @@ class Exchange:
                 upstream_request_id=self._upstream_request_id,
                 first_byte_us=self._first_byte_us,
                 duration_us=self._elapsed_us(),
-                bytes_in=len(self._call.body),
+                bytes_in=self._bytes_in,
                 bytes_out=self._bytes_out,
                 client=client_family(self._call.headers),
             )

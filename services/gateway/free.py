@@ -55,7 +55,7 @@ class FreePaths:
         if response.status_code == 200:
             try:
                 body = self._on_offer(body)
-            except msgspec.MsgspecError:
+            except (msgspec.MsgspecError, UnicodeDecodeError):
                 raise UpstreamFailed(_ODD_LIST) from None
         await _answer(send, response, body, request_id)
 

@@ -39,9 +39,15 @@ _REQUEST_DROPPED: Final = _HOP_BY_HOP | {
     b"x-client-ip",
     b"x-cluster-client-ip",
     b"true-client-ip",
+    b"x-http-method-override",
+    b"x-rewrite-url",
+    b"http2-settings",
+    b"max-forwards",
+    b"cdn-loop",
+    b"range",
 }
 """Who pays and who calls is said by us; the way here is nobody's business; the body's length is counted anew."""
-_REQUEST_DROPPED_PREFIXES: Final = (b"x-forwarded-", b"x-original-", b"x-envoy-", b"cf-", b"x-relay-")
+_REQUEST_DROPPED_PREFIXES: Final = (b"if-", b"x-forwarded-", b"x-original-", b"x-envoy-", b"cf-", b"x-relay-")
 _RESPONSE_KEPT: Final = frozenset(
     {
         b"content-type",
@@ -83,6 +89,9 @@ def upstream_request(headers: Headers, *, credential: bytes, connection_listed: 
         if pair[0] not in _REQUEST_DROPPED
         and not pair[0].startswith(_REQUEST_DROPPED_PREFIXES)
         and pair[0] not in connection_listed
+        and not (
+            b"_" in pair[0] and pair[0].replace(b"_", b"-") in _REQUEST_DROPPED
+        )  # some servers take one for the other
     ]
     kept.append((b"x-api-key", credential))
     kept.append((b"accept-encoding", b"identity"))

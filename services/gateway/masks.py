@@ -55,20 +55,22 @@ def masked_answer(status: int, body: bytes, *, packed: bool = False) -> RelayErr
     """
     if packed or status in _OPERATOR_STATUSES:
         return Overloaded(_MESSAGE)
-    text = _unescaped(body)
+    text = _unescaped(body.replace(b"\0", b""))  # UTF-16 reads like ASCII then
     if _is_operators(text) or (status not in _CALLERS_STATUSES and _names_operator(text)):
         return Overloaded(_MESSAGE)
     return None
 
 
-def masked_event_data(data: bytes) -> bytes | None:
+def masked_event_data(data: bytes, *, frame: bytes = b"") -> bytes | None:
     """The data of an `error` event to send instead of the upstream's; None to pass it on.
 
-    Always of the form `{"type":"error","error":{…},"request_id":"…"}`, in this order and without spaces.
+    `frame` is the whole event: comments and other fields can name the operator too, and a line end can part a word. The answer is
+    always of the form `{"type":"error","error":{…},"request_id":"…"}`, in this order and without spaces.
     """
-    text = _unescaped(data)
-    if _is_operators(text) or _names_operator(text):
-        return error_body("overloaded_error", _STREAM_MESSAGE, _request_id(data))
+    for part in (data.replace(b"\n", b""), frame):
+        text = _unescaped(part)
+        if _is_operators(text) or _names_operator(text):
+            return error_body("overloaded_error", _STREAM_MESSAGE, _request_id(data))
     return None
 
 

@@ -118,6 +118,9 @@ class _Typed(msgspec.Struct):
     type: str
 
 
+UNREADABLE_USAGE: Final = "unreadable_usage"
+"""An amount that no price covers, in the place of a usage that cannot be read."""
+_GZIP_OR_ZLIB: Final = 47  # 32 + 15: told by the header
 _decode_any: Final = msgspec.json.Decoder().decode
 _decode_delta: Final = msgspec.json.Decoder(_DeltaEvent).decode
 _decode_block: Final = msgspec.json.Decoder(_BlockEvent).decode
@@ -206,8 +209,8 @@ class StreamMeter:
 
     def _on_message_delta(self, event: _MessageDeltaEvent) -> None:
         reading = self.reading
-        if isinstance(event.usage, dict):
-            reading.usage = overlay(reading.usage or {}, event.usage)
+        if event.usage is not None:
+            reading.usage = overlay(reading.usage or {}, _usage(event.usage))
         stop_reason = event.delta.get("stop_reason") if isinstance(event.delta, dict) else None
         if isinstance(stop_reason, str):
             reading.stop_reason = stop_reason
@@ -225,6 +228,7 @@ class JsonMeter:
 
     def feed(self, chunk: bytes) -> None:
         """Look at the next bytes of the body."""
+        self.reading.text_chars += len(chunk)  # what it is billed by if it does not come to its end
         if len(self._body) + len(chunk) > JSON_BYTES_MAX:
             self._oversized = True
             self._body.clear()
@@ -256,24 +260,35 @@ class GzipMeter:
         self.reading = inner.reading
         self._inner = inner
         self._metrics = metrics
-        self._unzip = zlib.decompressobj(wbits=47)  # 32 + 15: gzip or zlib, told by the header
+        self._unzip = zlib.decompressobj(wbits=_GZIP_OR_ZLIB)
         self._plain_bytes = 0
         self._failed = False
 
     def feed(self, chunk: bytes) -> None:
         """Look at the next bytes of the body. Never raises, and never unpacks more than 64 KB at a time."""
-        if self._failed or self._unzip.eof:
+        if self._failed:
             return
         try:
-            while plain := self._unzip.decompress(chunk, _PLAIN_CHUNK_BYTES):
-                self._plain_bytes += len(plain)
-                if self._plain_bytes > PLAIN_BYTES_MAX:
-                    self._fail("oversized")
-                    return
-                self._inner.feed(plain)
-                chunk = self._unzip.unconsumed_tail
+            self._unpack(chunk)
         except zlib.error:
             self._fail("gzip")
+
+    def _unpack(self, chunk: bytes) -> None:
+        while True:
+            if self._unzip.eof:  # several members, one after another (RFC 1952, 2.2)
+                if not chunk:
+                    return
+                self._unzip = zlib.decompressobj(wbits=_GZIP_OR_ZLIB)
+            plain = self._unzip.decompress(chunk, _PLAIN_CHUNK_BYTES)
+            chunk = self._unzip.unused_data if self._unzip.eof else self._unzip.unconsumed_tail
+            self._plain_bytes += len(plain)
+            if self._plain_bytes > PLAIN_BYTES_MAX:
+                self._fail("oversized")
+                return
+            if plain:
+                self._inner.feed(plain)
+            elif not self._unzip.eof:
+                return
 
     def end(self) -> None:
         """The body came to a clean end."""
@@ -347,7 +362,7 @@ def _loose(members: dict[str, bytes], name: str) -> Any:
     try:
         return _decode_any(_without_surrogates(members.get(name, b"null")))
     except _UNREADABLE:
-        return None
+        return UNREADABLE_USAGE if name == "usage" else None
 
 
 def _without_surrogates(text: bytes) -> bytes:
@@ -360,8 +375,13 @@ def _note_message(reading: Reading, message: _Message) -> None:
         reading.model = message.model
     if isinstance(message.stop_reason, str):
         reading.stop_reason = message.stop_reason
-    if isinstance(message.usage, dict):
-        reading.usage_start = reading.usage = message.usage
+    if message.usage is not None:
+        reading.usage_start = reading.usage = _usage(message.usage)
+
+
+def _usage(value: Any) -> Usage:
+    """What is there and cannot be read has no price: accounting parks it, and nobody takes it for nothing."""
+    return value if isinstance(value, dict) else {UNREADABLE_USAGE: 1}
 
 
 def _note_block(reading: Reading, block: _Block) -> None:

@@ -55,11 +55,12 @@ def judge(ending: Ending, status: int, reading: Reading, *, input_estimated_toke
 def _abandoned(reading: Reading, input_estimated_tokens: int) -> Verdict:
     if reading.final and reading.usage is not None:
         return Verdict("measured", reading.usage)
+    received = -(-reading.text_chars // _CHARS_PER_TOKEN)
     if reading.usage_start is None:
-        return Verdict("estimated", {"input_tokens": input_estimated_tokens, "output_tokens": 0})
+        return Verdict("estimated", {"input_tokens": input_estimated_tokens, "output_tokens": received})
     start = reading.usage_start
     told = start.get("output_tokens")
-    output = (told if type(told) is int else 0) - (-reading.text_chars // _CHARS_PER_TOKEN)
+    output = (told if type(told) is int else 0) + received
     # iterations, should they ever stand there so early, would be billed in the place of the estimate
     rest = {name: amount for name, amount in start.items() if name != "iterations"}
     return Verdict("estimated", {**rest, "output_tokens": output})

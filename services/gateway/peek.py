@@ -23,6 +23,7 @@ _IMAGE_TOKENS: Final = 1600
 _PAGE_TOKENS: Final = 2000
 _PAGE_BYTES: Final = 100_000
 """Base64 of a PDF page, very roughly: pages of text are a third of it, scanned ones three times as much."""
+_ENTRIES_MAX: Final = 10_000
 _NAMED_MODELS_BYTES_MAX: Final = 4 * 1024 * 1024
 
 
@@ -182,6 +183,8 @@ def _entries(raw: Any, name: str, decode: Any) -> list[_Named]:
         entries = decode(raw)
     except _UNREADABLE:
         raise BadRequest(f"{name}: the field cannot be read") from None
+    if isinstance(entries, list) and len(entries) > _ENTRIES_MAX:
+        raise BadRequest(f"{name}: more than {_ENTRIES_MAX} entries")
     return entries if isinstance(entries, list) else []
 
 

@@ -7,6 +7,8 @@ exchange.py    to the upstream and back, and the one event at the end
 free.py        the paths that cost nothing
 """
 
+import contextlib
+from collections.abc import AsyncIterator
 from typing import Final
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -16,7 +18,7 @@ from libs.common.errors import BadRequest, MethodNotAllowed, NotFound, Overloade
 from libs.common.metrics import Metrics
 from libs.common.pricebook import PriceBook
 from services.gateway import admission, asgi, peek
-from services.gateway.admission import Admission
+from services.gateway.admission import Admission, Principal
 from services.gateway.cycle import BodyBudget
 from services.gateway.exchange import Exchange, Services
 from services.gateway.framing import connection_listed
@@ -26,6 +28,9 @@ from services.gateway.targets import Refusal, Route, Target, resolve
 from services.gateway.upstream import Call
 
 _TOO_FULL: Final = "The relay is busy with other requests. Nothing was charged; please try again."
+_ACCOUNT_TOO_FULL: Final = "This account has too many large requests under way. Nothing was charged; please try again."
+_ACCOUNTS_SHARE: Final = 4
+"""One account may hold this part of the bytes that all may hold."""
 _EVENTS_AWAY: Final = "The relay cannot record usage right now. Nothing was charged; please try again."
 _REFUSALS: Final[dict[int, type[RelayError]]] = {400: BadRequest, 404: NotFound, 405: MethodNotAllowed}
 
@@ -53,6 +58,9 @@ class Proxy:
         self._metrics = metrics
         self._body_budget = body_budget
         self._body_bytes_max = body_bytes_max
+        self._account_bytes: dict[str, int] = {}
+        """Bytes of bodies in hand, by account: none may take so many that the others are refused."""
+        self._account_bytes_max = max(body_budget.bytes_max // _ACCOUNTS_SHARE, body_bytes_max)
         self._in_flight = 0
         metrics.gauge("relay_requests_in_flight", lambda: self._in_flight)
 
@@ -94,23 +102,24 @@ class Proxy:
         headers = asgi.request_headers(scope)
         principal = await self._gate.authenticate(headers)
         _check_content_type(headers)
-        body = await self._body(receive)
-        ask = peek.peek(body)
-        admission.check_models(self._book, ask)
-        if self._services.publisher.is_full:
-            raise Overloaded(_EVENTS_AWAY)
-        granted = await self._gate.admit(principal)
-        call = Call(
-            method="POST",
-            target=target.upstream,
-            headers=headers,
-            body=body,
-            connection_listed=connection_listed(headers),
-        )
-        exchange = Exchange(
-            self._services, request_id=request_id, principal=principal, ask=ask, granted=granted, call=call
-        )
-        await exchange.run(receive, send)
+        async with self._body(principal, receive) as body:
+            ask = peek.peek(body)
+            admission.check_models(self._book, ask)
+            if self._services.publisher.is_full:
+                raise Overloaded(_EVENTS_AWAY)
+            granted = await self._gate.admit(principal)
+            call = Call(
+                method="POST",
+                target=target.upstream,
+                headers=headers,
+                body=body,
+                connection_listed=connection_listed(headers),
+            )
+            exchange = Exchange(
+                self._services, request_id=request_id, principal=principal, ask=ask, granted=granted, call=call
+            )
+            del body, call  # the exchange lets go of it when it has been sent
+            await exchange.run(receive, send)
 
     async def _without_charge(
         self, target: Target, request_id: str, scope: Scope, receive: Receive, send: Send
@@ -120,31 +129,57 @@ class Proxy:
         await self._gate.check_active(principal)
         if target.route is Route.COUNT_TOKENS:
             _check_content_type(headers)
-        body = await self._body(receive)
-        call = Call(
-            method="POST" if target.route is Route.COUNT_TOKENS else "GET",
-            target=target.upstream,
-            headers=headers,
-            body=body,
-            connection_listed=connection_listed(headers),
-        )
-        match target.route:
-            case Route.COUNT_TOKENS:
-                admission.check_models(self._book, peek.peek(body))
-                await self._free.forward(call, receive, send, request_id)
-            case Route.MODEL:
-                await self._free.model(call, target.model, receive, send, request_id)
-            case _:
-                await self._free.models(call, receive, send, request_id)
+        async with self._body(principal, receive) as body:
+            call = Call(
+                method="POST" if target.route is Route.COUNT_TOKENS else "GET",
+                target=target.upstream,
+                headers=headers,
+                body=body if target.route is Route.COUNT_TOKENS else b"",
+                connection_listed=connection_listed(headers),
+            )
+            match target.route:
+                case Route.COUNT_TOKENS:
+                    admission.check_models(self._book, peek.peek(body))
+                    await self._free.forward(call, receive, send, request_id)
+                case Route.MODEL:
+                    await self._free.model(call, target.model, receive, send, request_id)
+                case _:
+                    await self._free.models(call, receive, send, request_id)
 
-    async def _body(self, receive: Receive) -> bytes:
+    @contextlib.asynccontextmanager
+    async def _body(self, principal: Principal, receive: Receive) -> AsyncIterator[bytes]:
+        """The body. For as long as it is worked on, it counts as its account's."""
+        account_id, held = principal.account_id, 0
+
+        def hold(size: int) -> None:
+            nonlocal held
+            held += size
+            self._account_bytes[account_id] = self._account_bytes.get(account_id, 0) + size
+            if self._account_bytes[account_id] > self._account_bytes_max:
+                raise Overloaded(_ACCOUNT_TOO_FULL)
+
         if self._body_budget.is_exhausted:
             raise Overloaded(_TOO_FULL)
-        return await asgi.read_body(receive, bytes_max=self._body_bytes_max)
+        try:
+            yield await asgi.read_body(receive, bytes_max=self._body_bytes_max, hold=hold)
+        finally:
+            left = self._account_bytes.get(account_id, 0) - held
+            if left:
+                self._account_bytes[account_id] = left
+            else:
+                self._account_bytes.pop(account_id, None)
 
 
 def _check_content_type(headers: Headers) -> None:
-    """A body that says it is something else than JSON is refused; one that says nothing is taken for JSON."""
-    media_type = value(headers, b"content-type").partition(b";")[0].strip().lower()
+    """A body that says it is something else than plain JSON is refused; one that says nothing is taken for JSON.
+
+    What we judge must be what the upstream reads: no content coding, no other character set.
+    """
+    media_type, _, parameters = value(headers, b"content-type").lower().partition(b";")
+    media_type = media_type.strip()
     if media_type and media_type != b"application/json" and not media_type.endswith(b"+json"):
         raise BadRequest("content-type: must be application/json")
+    if b"charset" in parameters and b"utf-8" not in parameters and b"utf8" not in parameters:
+        raise BadRequest("content-type: the charset must be utf-8")
+    if value(headers, b"content-encoding").strip().lower() not in (b"", b"identity"):
+        raise BadRequest("content-encoding: send the body as it is, not compressed")

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Final, Protocol
 
+import msgspec
 import nats.errors
 from nats.js.api import PubAck
 from nats.js.errors import APIError
@@ -18,11 +19,12 @@ from libs.common import events, ids, subjects
 from libs.common.events import UsageRecorded
 from libs.common.metrics import Metrics
 from libs.common.runtime import spawn
+from services.gateway.meter import UNREADABLE_USAGE
 
 _log: Final = logging.getLogger("relay.publisher")
 _MESSAGES_IN_FLIGHT_MAX: Final = 16
 _EVENTS_PER_MESSAGE_MAX: Final = 200
-_MESSAGE_BYTES_MAX: Final = 512 * 1024  # nats-server takes 1 MB; a single event, however large, travels alone
+_MESSAGE_BYTES_MAX: Final = 512 * 1024  # nats-server takes 1 MB
 _ACK_S: Final = 5.0
 _RETRY_S_MIN: Final = 0.1
 _RETRY_S_MAX: Final = 5.0
@@ -117,9 +119,17 @@ def _next_message(queued: deque[UsageRecorded]) -> tuple[list[UsageRecorded], by
     size = 0
     while queued and len(batch) < _EVENTS_PER_MESSAGE_MAX:
         event = events.encode_event(queued[0])
+        if len(event) > _MESSAGE_BYTES_MAX:
+            event = events.encode_event(_cut(queued[0]))
         size += len(event) + 1
         if batch and size > _MESSAGE_BYTES_MAX:
             break
         batch.append(queued.popleft())
         encoded.append(event)
     return batch, events.join_usage(encoded)
+
+
+def _cut(event: UsageRecorded) -> UsageRecorded:
+    """An event that no message can carry. Its usage is no usage: accounting will park it, where it is seen."""
+    _log.critical("%s has a usage that is too large for any message; it will be parked", event.request_id)
+    return msgspec.structs.replace(event, usage={UNREADABLE_USAGE: 1}, stop_reason=event.stop_reason[:100])

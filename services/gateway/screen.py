@@ -12,7 +12,7 @@ from services.gateway import masks, sse
 
 _TRIGGER: Final = re.compile(
     rb"""[\r\n] (?:\xef\xbb\xbf)? (?:
-        event:\x20? error \x20* (?P<named>[\r\n])
+        event:[\x20\t]* error [\x20\t]* (?P<named>[\r\n])
       | data:[\x20\t]* \{ [\x20\t]* (?: "type"[\x20\t]*:[\x20\t]*"error"(?P<typed>) | "error"(?P<bare>) )
     )""",
     re.VERBOSE,
@@ -96,7 +96,8 @@ class ErrorScreen:
         return more[end.end() - before :]
 
     def _judged(self, frame: bytes) -> bytes:
-        masked = masks.masked_event_data(sse.data(sse.line_feeds(frame)))
+        plain = sse.line_feeds(frame)
+        masked = masks.masked_event_data(sse.data(plain), frame=plain)
         if masked is None:
             return frame[self._sent :]
         self.masked += 1

@@ -334,6 +334,9 @@ async def test_a_body_that_says_it_is_not_json(gateway: Gateway, path: str) -> N
     for given in ("text/plain", "application/x-www-form-urlencoded", "application/jsonx"):
         answer = await gateway.call("POST", path, key=secret, headers={"content-type": given}, body=body)
         assert (answer.status, answer.error["message"]) == (400, "content-type: must be application/json")
+    for name, given in (("content-encoding", "gzip"), ("content-type", "application/json; charset=utf-16")):
+        answer = await gateway.call("POST", path, key=secret, headers={name: given}, body=body)
+        assert (answer.status, answer.error["type"]) == (400, "invalid_request_error")
     for given in ("application/json", "Application/JSON; charset=utf-8", "application/vnd.api+json", ""):
         assert (await gateway.call("POST", path, key=secret, headers={"content-type": given}, body=body)).status == 200
 
@@ -357,6 +360,30 @@ async def test_paths(gateway: Gateway) -> None:
     metrics = (await gateway.call("GET", "/metrics")).body.decode()
     assert "relay_refusals_total" in metrics
     assert "\nrelay_drains_in_progress 0\n" in metrics
+
+
+async def test_one_account_cannot_take_all_the_room(gateway: Gateway) -> None:
+    """The budget is for all; a quarter of it, or one whole body, is the most that one account may have under way."""
+    greedy, _, _ = await gateway.new_key()
+    modest, _, _ = await gateway.new_key()
+    gateway.budget.bytes_max = 10**9
+    body = json.dumps(MESSAGE).encode().ljust(9_000)
+    held = asyncio.create_task(gateway.call("POST", "/v1/messages", key=greedy, headers={"x-wait": "1"}, body=body))
+    while not gateway.seen:
+        await asyncio.sleep(0)
+    answer = await gateway.call("POST", "/v1/messages", key=greedy, body=body)
+    assert (answer.status, answer.error["type"]) == (529, "overloaded_error")
+    assert (await gateway.call("POST", "/v1/messages", key=modest, body=body)).status == 200
+    held.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await held
+    assert (await gateway.call("POST", "/v1/messages", key=greedy, body=body)).status == 200
+
+
+async def test_a_body_on_a_path_that_has_none_goes_nowhere(gateway: Gateway) -> None:
+    secret, _, _ = await gateway.new_key()
+    assert (await gateway.call("GET", "/v1/models", key=secret, body=b"POST /v1/messages HTTP/1.1")).status == 200
+    assert gateway.seen[0].content == b""
 
 
 async def test_too_many_body_bytes_in_flight(gateway: Gateway) -> None:

@@ -260,3 +260,34 @@ async def test_an_error_that_is_packed_is_not_shown() -> None:
     event = await bench.run()
     assert bench.caller.status == 529
     assert event.outcome == "free"
+
+
+async def test_a_json_answer_that_was_all_but_received_is_not_for_nothing() -> None:
+    bench = Bench(answer(body=Script(MESSAGE[:-3], asyncio.Event())), on_disconnect="cancel")
+    running = bench.start()
+    await bench.caller.until(bodies=1)
+    bench.caller.left.set()
+    await asyncio.wait_for(running, 5)
+    event = await bench.recorded()
+    received = -(-(len(MESSAGE) - 3) // 4)
+    assert (event.outcome, event.usage) == (
+        "estimated",
+        {"input_tokens": len(BODY) * 2 // 7, "output_tokens": received},
+    )
+
+
+@pytest.mark.parametrize("content_type", ["Text/Event-Stream; charset=UTF-8", "text/event-stream"])
+async def test_a_stream_is_known_by_its_media_type(content_type: str) -> None:
+    bench = Bench(answer(headers={"content-type": content_type}, body=Script(START + DELTA + STOP)))
+    assert (await bench.run()).usage["output_tokens"] == 40
+
+
+async def test_a_request_that_was_sent_takes_no_memory_any_more() -> None:
+    gate = asyncio.Event()
+    bench = Bench(answer(headers=SSE, body=Script(START, gate, DELTA + STOP)))
+    running = bench.start()
+    await bench.caller.until(bodies=1)
+    assert bench.exchange._call.body == b""
+    gate.set()
+    await running
+    assert (await bench.recorded()).bytes_in == len(BODY)

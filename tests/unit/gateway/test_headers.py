@@ -248,3 +248,13 @@ def test_recorded_clients(corpus: Path) -> None:
         kept = [pair for pair in headers if pair[0].decode() not in gone]
         assert sent_upstream(headers) == kept + OURS, path.stem
     assert seen > 8
+
+
+@pytest.mark.parametrize(
+    "name",
+    [b"x_api_key", b"anthropic_workspace_id", b"if-none-match", b"range", b"x-http-method-override", b"max-forwards"],
+)
+def test_what_another_server_could_take_for_something_else(name: bytes) -> None:
+    sent = upstream_request([(name, b"1"), (b"x_odd", b"2")], credential=b"ours", connection_listed=frozenset())
+    assert name not in dict(sent)
+    assert dict(sent)[b"x_odd"] == b"2"

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from libs.common.metrics import Metrics
-from libs.common.usage import model_calls
-from services.gateway.meter import GzipMeter, JsonMeter, Reading, StreamMeter
+from libs.common.usage import UsageUnreadable, model_calls
+from services.gateway.meter import UNREADABLE_USAGE, GzipMeter, JsonMeter, Reading, StreamMeter
 from tests.unit.gateway.streams import GOLDEN, block, check_golden, ended, event, read, split, started, text
 
 
@@ -108,14 +108,37 @@ def test_data_on_several_lines_and_behind_a_byte_order_mark() -> None:
 
 
 @pytest.mark.parametrize("usage", [None, [], "x", 5, [{"input_tokens": 1}]])
-def test_a_usage_that_is_no_object_costs_nothing_else(usage: Any) -> None:
+def test_a_usage_that_is_no_object_is_nothing_only_if_it_is_null(usage: Any) -> None:
+    unreadable = {} if usage is None else {UNREADABLE_USAGE: 1}
     start = event("message_start", message={"model": "m", "usage": usage})
     reading = read([start, event("message_delta", delta=usage, usage=usage)])
-    assert (reading.model, reading.usage) == ("m", None)
+    assert (reading.model, reading.usage or {}) == ("m", unreadable)
     reading = read([started(input_tokens=1), event("message_delta", delta={"stop_reason": "end_turn"}, usage=usage)])
-    assert reading.usage == {"input_tokens": 1} and reading.final
+    assert reading.usage == {"input_tokens": 1} | unreadable and reading.final
     body = json.dumps({"model": "m", "content": [], "stop_reason": "end_turn", "usage": usage}).encode()
-    assert read([body], JsonMeter(Metrics())).usage is None
+    assert (read([body], JsonMeter(Metrics())).usage or {}) == unreadable
+
+
+@pytest.mark.parametrize(
+    "usage", [b'{"input_tokens":1e400}', b'{"output_tokens":NaN}', b'{"a":' * 3000 + b"1" + b"}" * 3000]
+)
+def test_a_usage_that_cannot_be_read_is_never_priced_at_nothing(usage: bytes) -> None:
+    delta = (
+        b'event: message_delta\ndata: {"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":'
+        + usage
+        + b"}\n\n"
+    )
+    readings = [
+        read([started(input_tokens=1), delta]),
+        read(
+            [b'event: message_start\ndata: {"type":"message_start","message":{"model":"m","usage":' + usage + b"}}\n\n"]
+        ),
+        read([b'{"model":"m","content":[],"usage":' + usage + b"}"], JsonMeter(Metrics())),
+    ]
+    for reading in readings:
+        assert reading.usage is not None
+        with pytest.raises(UsageUnreadable):
+            model_calls(reading.usage, model_asked="m", model_answered="m", cache_ttl_1h=False)
 
 
 def test_values_of_any_type_are_laid_over_as_they_are() -> None:

@@ -108,3 +108,12 @@ def test_what_is_no_gzip_is_counted_once() -> None:
     reading = read([packed[:40], b"\xff" * 100, b"\xff" * 100], GzipMeter(StreamMeter(Metrics()), metrics))
     assert not reading.complete
     assert metrics.value("relay_meter_errors_total", "gzip") == 1
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 50, 100_000])
+def test_a_coding_of_several_members(size: int) -> None:
+    comment = b": " + b"x" * 300_000 + b"\n\n"
+    packed = gzip.compress(comment) + gzip.compress(GOLDEN[:100]) + gzip.compress(GOLDEN[100:])
+    chunks = [packed[at : at + size] for at in range(0, len(packed), size)]
+    reading = read(chunks, GzipMeter(StreamMeter(Metrics()), Metrics()))
+    assert reading.usage == read([GOLDEN], StreamMeter(Metrics())).usage

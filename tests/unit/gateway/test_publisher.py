@@ -11,6 +11,7 @@ from nats.js.errors import ServerError
 from libs.common import events, ids, subjects
 from libs.common.events import UsageRecorded
 from libs.common.metrics import Metrics
+from services.gateway.meter import UNREADABLE_USAGE
 from services.gateway.publisher import Publisher
 
 
@@ -120,10 +121,14 @@ async def test_a_message_stays_below_what_the_server_takes() -> None:
     await asyncio.sleep(0)
     hold.set()
     assert await publisher.flush(10) == 0
-    assert len(log.events) == len(sent)
+    assert [event.request_id for event in log.events] == [event.request_id for event in sent]
     sizes = [len(payload) for _, payload, _ in log.messages]
-    assert sum(size > 600_000 for size in sizes) == 1  # the one that is larger than a message by itself
+    assert max(sizes) < 600_000
     assert len(sizes) > 3
+    assert log.events[-1].usage == {
+        UNREADABLE_USAGE: 1
+    }  # larger than a message by itself: it is parked, and stops nobody
+    assert log.events[0].usage == large
 
 
 @pytest.mark.anyio

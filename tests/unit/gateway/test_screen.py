@@ -247,3 +247,18 @@ def test_an_endless_line_is_not_kept() -> None:
     for _ in range(1_000):
         assert screen.feed(b"x") == b"x"
         assert len(screen._line or b"") <= 256
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b'event:  error\ndata: {"type":"error","error":{"message":"organization 7f3c"}}\n\n',
+        b'event: error\n: organization 7f3c\ndata: {"type":"error","error":{}}\n\n',
+        b'event: error\nid: sk-ant-7f3c\ndata: {"type":"error","error":{}}\n\n',
+        b'event: error\ndata: {"type":"error","error":{"message":"sk-\ndata: ant-7f3c"}}\n\n',
+    ],
+)
+def test_nothing_of_an_error_event_names_the_operator(frame: bytes) -> None:
+    screen = ErrorScreen()
+    assert b"7f3c" not in screen.feed(frame) + screen.flush()
+    assert screen.masked == 1
