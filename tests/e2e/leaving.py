@@ -24,6 +24,10 @@ DELTAS: Final = [sse("content_block_delta", delta={name: text}) for name, text i
 FINAL: Final = sse("message_delta", delta={"stop_reason": "end_turn"}, usage={"output_tokens": 77})
 STOP: Final = sse("message_stop")
 BEGUN: Final = START + b"".join(DELTAS)
+PER_BYTE: Final = -1
+"""In the place of a number of tokens: as many as the bytes of a JSON answer that had come make."""
+SOME_OF_IT: Final = 20
+"""Bytes of a JSON answer that come at once."""
 ESTIMATED: Final = {**USAGE_START, "output_tokens": 3 + -(-sum(map(len, TEXTS)) // 4)}
 ANSWER: Final = json.dumps(
     {"model": MODEL, "content": [{"type": "text", "text": "Hi"}], "stop_reason": "end_turn", "usage": USAGE_FINAL}
@@ -75,12 +79,15 @@ def read(caller: Caller, wanted: bytes) -> None:
 def billed(relay: Relay, account: str, outcome: str, usage: dict[str, int], **columns: Any) -> None:
     """The account has one row, it is this one, and it is what the balance lost."""
     (row,) = relay.rows(account, 1)
+    if usage.get("output_tokens") == PER_BYTE:
+        usage = {**usage, "output_tokens": -(-row["bytes_out"] // 4)}
+        assert row["bytes_out"] >= SOME_OF_IT
     cost = cost_nanos(usage, model_asked=MODEL, model_answered=MODEL) if outcome != "free" else 0
     found = {name: row[name] for name in ("outcome", "usage", "total_nanos", *columns)}
     assert found == {"outcome": outcome, "usage": usage, "total_nanos": cost, **columns}
     assert relay.spent_nanos(account) == cost
 
 
-def input_estimate(*, stream: bool) -> dict[str, int]:
-    """DESIGN.md, decisions: 3.5 bytes of text a token."""
-    return {"input_tokens": int(len(request_body(stream=stream)) / 3.5), "output_tokens": 0}
+def input_estimate(*, stream: bool, output_tokens: int = 0) -> dict[str, int]:
+    """DESIGN.md, decisions: 3.5 bytes of text a token. PER_BYTE: and one for each four bytes of the answer (ADR 2)."""
+    return {"input_tokens": int(len(request_body(stream=stream)) / 3.5), "output_tokens": output_tokens}

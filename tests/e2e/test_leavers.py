@@ -17,6 +17,8 @@ from tests.e2e.leaving import (
     ESTIMATED,
     FINAL,
     JSON_HEAD,
+    PER_BYTE,
+    SOME_OF_IT,
     START,
     STOP,
     STREAM_HEAD,
@@ -34,6 +36,7 @@ from tests.e2e.waiting import wait_until
 from tests.e2e.wire import WAIT_S, Caller, Received, ScriptedUpstream, Wire, chunk, head_bytes
 
 DRAIN_S: Final = 3.0
+JSON_BEGUN: Final = head_bytes(200, JSON) + chunk(ANSWER[:SOME_OF_IT])
 DRAINS_MAX: Final = 2
 
 
@@ -228,7 +231,7 @@ class GoingOn(Staged):
     ("stream", "first", "seen", "outcome", "usage"),
     [
         (False, b"", b"", "estimated", input_estimate(stream=False)),
-        (False, head_bytes(200, JSON) + chunk(ANSWER[:20]), ANSWER[:20], "estimated", input_estimate(stream=False)),
+        (False, JSON_BEGUN, ANSWER[:SOME_OF_IT], "estimated", input_estimate(stream=False, output_tokens=PER_BYTE)),
         (True, b"", b"", "estimated", input_estimate(stream=True)),
         (True, STREAM_HEAD + chunk(b": hello\n\n"), b": hello\n\n", "estimated", input_estimate(stream=True)),
         (True, STREAM_HEAD + chunk(START), START, "estimated", USAGE_START),
