@@ -7,21 +7,29 @@ import asyncio
 import hashlib
 from collections.abc import Sequence
 from importlib.resources import files
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from libs.common import money, rediskeys
 from libs.common.runtime import spawn
 
-_Script = Literal["admit", "settle", "credit", "put_entity"]
-_SCRIPTS: Final[tuple[_Script, ...]] = ("admit", "settle", "credit", "put_entity")
+_Script = Literal["admit", "settle", "credit", "put_entity", "remember"]
+_SCRIPTS: Final[tuple[_Script, ...]] = ("admit", "settle", "credit", "put_entity", "remember")
+_CALLS_MAX: Final = 256
+"""In one pipeline: some 5 ms of Redis's time, so that callers in between are served and no reply is late."""
+_PIPELINES_MAX: Final = 8
+"""Under way at once. While Redis is slow, calls gather for the next one instead of taking every connection of the pool."""
 
 
 class StoreUnavailable(Exception):
-    """Redis cannot be asked, or lost what was asked for. Try again later; nothing was changed by this call."""
+    """Redis did not answer. What was asked for may have been done or not: try again later, every script may be repeated."""
+
+
+class StoreRefused(StoreUnavailable):
+    """Redis answered this one call with an error; the calls beside it may well have succeeded. Nothing was changed by it."""
 
 
 class Granted(msgspec.Struct, frozen=True):
@@ -57,8 +65,14 @@ class Settlement(msgspec.Struct, frozen=True):
     cost_nanos: int
 
 
-SettleResult = Literal["APPLIED", "DUPLICATE", "MISSING"]
+SettleResult = Literal["APPLIED", "DUPLICATE", "DIVERGED", "MISSING"]
 CreditResult = Literal["APPLIED", "DUPLICATE", "MISSING", "OVER"]
+
+
+class _Call(NamedTuple):
+    future: "asyncio.Future[Any]"
+    script: _Script
+    arguments: tuple[str, ...]
 
 
 class Balances:
@@ -69,7 +83,8 @@ class Balances:
         self._redis = redis
         self._texts: dict[_Script, bytes] = {name: _read(name) for name in _SCRIPTS}
         self._shas = {name: hashlib.sha1(text, usedforsecurity=False).hexdigest() for name, text in self._texts.items()}
-        self._waiting: list[tuple[asyncio.Future[Any], _Script, tuple[str | bytes, ...]]] = []
+        self._waiting: list[_Call] = []
+        self._pipelines = 0
 
     async def admit(self, account_id: str, key_id: str) -> Granted | Refused:
         """Whether a message request of that key may go upstream now. Raises StoreUnavailable."""
@@ -79,7 +94,10 @@ class Balances:
         return Refused(reply[1].decode(), reply[2].decode())
 
     async def settle(self, settlement: Settlement) -> SettleResult:
-        """Debit one event. DUPLICATE and MISSING change nothing. Raises StoreUnavailable."""
+        """Debit one event. Only APPLIED changes anything. Raises StoreUnavailable.
+
+        DUPLICATE: this version or a newer one was settled. DIVERGED: this version was, at another cost.
+        """
         reply = await self._call(
             "settle",
             2,
@@ -91,7 +109,22 @@ class Balances:
             str(rediskeys.SETTLED_KEPT_S),
         )
         result: SettleResult = reply[0].decode()
+        noted = f"{settlement.version}:"
+        if result == "DUPLICATE" and reply[1].decode().startswith(noted):
+            return result if reply[1].decode() == f"{noted}{settlement.cost_nanos}" else "DIVERGED"
         return result
+
+    async def remember(self, settlement: Settlement) -> None:
+        """Take note that an event was settled so, unless something is noted. Changes no balance. Raises StoreUnavailable."""
+        await self._call(
+            "remember",
+            1,
+            rediskeys.settled(settlement.account_id, settlement.request_id),
+            settlement.request_id,
+            str(settlement.version),
+            str(settlement.cost_nanos),
+            str(rediskeys.SETTLED_KEPT_S),
+        )
 
     async def credit(self, account_id: str, credit_id: str, amount_nanos: int) -> CreditResult:
         """Apply one credit entry. Only APPLIED changes anything. Raises StoreUnavailable."""
@@ -124,41 +157,65 @@ class Balances:
         return Balance(balance - held, held, spent, granted)
 
     def _call(self, script: _Script, keys: int, *arguments: str) -> "asyncio.Future[Any]":
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
         if not self._waiting:
-            asyncio.get_running_loop().call_soon(self._flush_soon)
-        self._waiting.append((future, script, (str(keys), *arguments)))
+            loop.call_soon(self._flush_soon)
+        self._waiting.append(_Call(future, script, (str(keys), *arguments)))
         return future
 
     def _flush_soon(self) -> None:
-        spawn(self._flush(), name="balances-flush")
+        while self._waiting and self._pipelines < _PIPELINES_MAX:
+            calls, self._waiting = self._waiting[:_CALLS_MAX], self._waiting[_CALLS_MAX:]
+            self._pipelines += 1
+            spawn(self._flush(calls), name="balances-flush")
 
-    async def _flush(self) -> None:
-        calls, self._waiting = self._waiting, []
+    async def _flush(self, calls: list[_Call]) -> None:
+        """A task of its own: a caller who leaves takes nobody's call with him. However it ends, every call is answered."""
         try:
-            replies = await self._execute(calls)
-            if any(isinstance(reply, NoScriptError) for reply in replies):  # Redis was restarted: scripts are gone
-                await self._load()
-                replies = await self._execute(calls)
-        except (RedisError, OSError, TimeoutError) as error:
-            replies = [error] * len(calls)
-        for (future, _, _), reply in zip(calls, replies, strict=True):
-            if future.done():
-                continue
-            if isinstance(reply, BaseException):
-                future.set_exception(StoreUnavailable(str(reply)))
-            else:
-                future.set_result(reply)
+            _answer(calls, await self._run(calls))
+        except (RedisError, OSError) as error:
+            # those who wait for this pipeline to end have waited as long as these: another time-out would be too late
+            self._fail([*calls, *self._waiting], str(error) or type(error).__name__)
+            self._waiting = []
+        finally:
+            self._fail(calls, "the call was given up")
+            self._pipelines -= 1
+            self._flush_soon()
 
-    async def _load(self) -> None:
-        for text in self._texts.values():
-            await self._redis.script_load(text)
+    async def _run(self, calls: list[_Call]) -> list[Any]:
+        replies = await self._execute(calls)
+        unknown = [number for number, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+        if unknown:  # Redis was restarted, or failed over in the middle: only what was not done is asked again
+            for text in self._texts.values():
+                await self._redis.script_load(text)
+            again = await self._execute([calls[number] for number in unknown])
+            for number, reply in zip(unknown, again, strict=True):
+                replies[number] = reply
+        return replies
 
-    async def _execute(self, calls: list[tuple[asyncio.Future[Any], _Script, tuple[str | bytes, ...]]]) -> list[Any]:
+    async def _execute(self, calls: list[_Call]) -> list[Any]:
         pipeline = self._redis.pipeline(transaction=False)
-        for _, script, arguments in calls:
-            pipeline.execute_command("EVALSHA", self._shas[script], *arguments)
+        for call in calls:
+            pipeline.execute_command("EVALSHA", self._shas[call.script], *call.arguments)
         return list(await pipeline.execute(raise_on_error=False))
+
+    def _fail(self, calls: Sequence[_Call], reason: str) -> None:
+        for call in calls:
+            if not call.future.done():
+                call.future.set_exception(StoreUnavailable(reason))
+
+
+def _answer(calls: Sequence[_Call], replies: Sequence[Any]) -> None:
+    for call, reply in zip(calls, replies, strict=True):
+        if call.future.done():
+            continue
+        if isinstance(reply, ResponseError):
+            call.future.set_exception(StoreRefused(str(reply)))
+        elif isinstance(reply, BaseException):
+            call.future.set_exception(StoreUnavailable(str(reply)))
+        else:
+            call.future.set_result(reply)
 
 
 def _read(script: _Script) -> bytes:

@@ -3,6 +3,7 @@
 import gc
 import logging
 import signal
+import sys
 from typing import Final
 
 import uvicorn
@@ -11,6 +12,7 @@ from starlette.types import ASGIApp
 
 _FORMAT: Final = "%(asctime)s %(levelname)s %(name)s %(message)s"
 _GRACE_S: Final = 5
+EXIT_NOT_STARTED: Final = 3
 
 
 def plain_server(app: ASGIApp, *, host: str, port: int) -> uvicorn.Server:
@@ -32,13 +34,18 @@ def plain_server(app: ASGIApp, *, host: str, port: int) -> uvicorn.Server:
 
 
 def run(server: uvicorn.Server, *, log_level: str) -> None:
-    """Serve until SIGTERM or SIGINT; return when running work has ended and the lifespan is closed."""
+    """Serve until SIGTERM or SIGINT; return when running work has ended and the lifespan is closed.
+
+    Exits with EXIT_NOT_STARTED if the service could not begin: a store was away, or the port is taken.
+    """
     logging.basicConfig(level=log_level.upper(), format=_FORMAT)
     for number in (signal.SIGTERM, signal.SIGINT):
         # uvicorn raises the signal again when it is done; without a handler that would kill us before our own clean-up
         signal.signal(number, lambda *_: None)
     _tune_collector()
     uvloop.run(server.serve())
+    if not server.started:
+        sys.exit(EXIT_NOT_STARTED)
 
 
 def _tune_collector() -> None:

@@ -3,6 +3,7 @@
 import logging
 from typing import Final
 
+import nats.errors
 from nats.aio.client import Client
 from nats.js.client import JetStreamContext
 from nats.js.errors import NotFoundError
@@ -34,6 +35,16 @@ async def connect(url: str, *, name: str, client: Client | None = None) -> Clien
         drain_timeout=_DRAIN_S,
     )
     return client
+
+
+async def close(client: Client) -> None:
+    """Close, in whatever state it is: nats-py 2.16 raises when it is told to close while it is reconnecting."""
+    if not (client.is_connected or client.is_connecting or client.is_reconnecting or client.is_draining):
+        return
+    try:
+        await client.close()
+    except (nats.errors.Error, OSError) as error:
+        _log.warning("nats, while closing: %s", error or type(error).__name__)
 
 
 async def _log_error(error: Exception) -> None:

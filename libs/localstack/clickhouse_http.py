@@ -1,12 +1,14 @@
 """chDB, the real ClickHouse engine, behind ClickHouse's HTTP interface, so that clickhouse-connect is the only client.
 
 `python -m libs.localstack.clickhouse_http DIRECTORY PORT`. One process owns the directory; queries run one after another in
-one thread. For a local stack and tests: no users, no sessions, no limits but one on the size of a request.
+one thread. For a local stack and tests: no users, no sessions, no limits but one on the size of a request; answers are not
+compressed, and an empty result comes without the names of its columns.
 """
 
 import asyncio
 import gzip
 import re
+import shutil
 import sys
 import tempfile
 import zlib
@@ -23,6 +25,7 @@ from starlette.routing import Route
 
 from libs.common import serving
 
+_INFILE: Final = " FROM INFILE ''"
 _BODY_BYTES_MAX: Final = 256 * 1024 * 1024
 _INSERT_NATIVE: Final = re.compile(rb"\s*INSERT\s.*?\sFORMAT\s+Native\s*?\n", re.IGNORECASE | re.DOTALL)
 _FORMAT: Final = re.compile(r"\sFORMAT\s+(\w+)\s*;?\s*$", re.IGNORECASE)
@@ -57,35 +60,40 @@ class Engine:
     """The engine and its one thread."""
 
     def __init__(self, directory: Path, database: str = "relay") -> None:
-        self._directory = directory
+        self._inserts = directory / "inserts"
+        shutil.rmtree(self._inserts, ignore_errors=True)  # what a killed process left
+        self._inserts.mkdir(parents=True)
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="chdb")
         self._session = self._threads.submit(session.Session, str(directory)).result()
-        self._threads.submit(self._query, f"CREATE DATABASE IF NOT EXISTS {database}", "Native", {}).result()
+        self._threads.submit(self._query, f"CREATE DATABASE IF NOT EXISTS {database}", "Native", {}, "").result()
 
-    async def query(self, sql: str, output_format: str, parameters: dict[str, str]) -> bytes:
-        """Run a statement. Raises RuntimeError with ClickHouse's text."""
+    async def query(self, sql: str, output_format: str, parameters: dict[str, str], database: str) -> bytes:
+        """Run a statement in a database (empty: the one in use). Raises RuntimeError with ClickHouse's text."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._query, sql, output_format, parameters)
+        return await loop.run_in_executor(self._threads, self._query, sql, output_format, parameters, database)
 
-    async def insert(self, sql: str, data: bytes) -> None:
-        """Run `INSERT INTO … FORMAT Native` with its data, which goes through a file of the engine's own directory."""
+    async def insert(self, sql: str, data: bytes, database: str) -> None:
+        """Run `INSERT INTO …` with its data in Native format, which goes through a file of the engine's own directory."""
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._threads, self._insert, sql, data)
+        await loop.run_in_executor(self._threads, self._insert, sql, data, database)
 
     def close(self) -> None:
         """Flush and close the directory."""
         self._threads.submit(self._session.close).result()
         self._threads.shutdown()
 
-    def _query(self, sql: str, output_format: str, parameters: dict[str, str]) -> bytes:
+    def _query(self, sql: str, output_format: str, parameters: dict[str, str], database: str) -> bytes:
+        """`USE` and the statement in one turn of the thread: between two turns another request may use another one."""
+        if database:
+            self._session.query(f"USE {database}", "Native")
         result: Any = self._session.query(sql, output_format, params=parameters)
         return bytes(result.bytes() or b"")
 
-    def _insert(self, sql: str, data: bytes) -> None:
-        with tempfile.NamedTemporaryFile(suffix=".native") as file:
+    def _insert(self, sql: str, data: bytes, database: str) -> None:
+        with tempfile.NamedTemporaryFile(suffix=".native", dir=self._inserts) as file:
             file.write(data)
             file.flush()
-            self._query(f"{sql} FROM INFILE '{file.name}' FORMAT Native", "Native", {})
+            self._query(sql.replace(_INFILE, f" FROM INFILE '{_quoted(file.name)}'"), "Native", {}, database)
 
 
 def create_app(engine: Engine) -> Starlette:
@@ -95,11 +103,13 @@ def create_app(engine: Engine) -> Starlette:
         return PlainTextResponse("Ok.\n")
 
     async def root(request: Request) -> Response:
-        body = await request.body()
-        if len(body) > _BODY_BYTES_MAX:
-            return PlainTextResponse("Code: 241. DB::Exception: the request is too large", status_code=413)
+        body = bytearray()
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > _BODY_BYTES_MAX:
+                return PlainTextResponse("Code: 241. DB::Exception: the request is too large", status_code=413)
         try:
-            return await _run(engine, request, _unpacked(body, request.headers.get("content-encoding", "")))
+            return await _run(engine, request, _unpacked(bytes(body), request.headers.get("content-encoding", "")))
         except (RuntimeError, ValueError, OSError) as error:
             return _failed(str(error))
 
@@ -112,12 +122,11 @@ async def _run(engine: Engine, request: Request, body: bytes) -> Response:
     if not sql:
         head = _INSERT_NATIVE.match(body)
         sql, data = (body[: head.end()].decode(), body[head.end() :]) if head else (body.decode(), b"")
-    if database := query.get("database"):
-        if not _DATABASE.fullmatch(database):
-            raise ValueError("Code: 81. DB::Exception: not a database name")
-        await engine.query(f"USE {database}", "Native", {})
+    database = query.get("database", "")
+    if database and not _DATABASE.fullmatch(database):
+        raise ValueError("Code: 81. DB::Exception: not a database name")
     if data and sql.lstrip()[:6].upper() == "INSERT":
-        await engine.insert(_FORMAT.sub("", sql), data)
+        await engine.insert(f"{_FORMAT.sub('', sql)}{_INFILE}{_settings(dict(query))} FORMAT Native", data, database)
         return _answer(b"", "Native", request)
     wanted = _FORMAT.search(sql)
     output_format = (
@@ -125,23 +134,23 @@ async def _run(engine: Engine, request: Request, body: bytes) -> Response:
         if wanted
         else request.headers.get("x-clickhouse-format") or query.get("default_format", "TabSeparated")
     )
-    sql = _FORMAT.sub("", sql) + _settings(dict(query), sql)
+    sql = _FORMAT.sub("", sql)
+    if sql.lstrip()[:6].upper() == "SELECT" and not re.search(r"\sSETTINGS\s", sql, re.IGNORECASE):
+        sql += _settings(dict(query))
     parameters = {name.removeprefix("param_"): value for name, value in query.items() if name.startswith("param_")}
-    result = await engine.query(sql, output_format, parameters)
+    result = await engine.query(sql, output_format, parameters, database)
     return _answer(result, output_format, request)
 
 
-def _settings(query: dict[str, str], sql: str) -> str:
-    """Settings of the URL as a SETTINGS clause, where the statement is a SELECT that has none."""
+def _settings(query: dict[str, str]) -> str:
+    """Settings of the URL as a SETTINGS clause; empty if there are none."""
     chosen = {
         name: value
         for name, value in query.items()
         if name not in _NOT_SETTINGS and not name.startswith("param_") and _SETTING.fullmatch(name)
     }
-    if not chosen or sql.lstrip()[:6].upper() != "SELECT" or re.search(r"\sSETTINGS\s", sql, re.IGNORECASE):
-        return ""
     pairs = ", ".join(f"{name} = '{_quoted(value)}'" for name, value in chosen.items())
-    return f" SETTINGS {pairs}"
+    return f" SETTINGS {pairs}" if pairs else ""
 
 
 def _quoted(value: str) -> str:

@@ -39,7 +39,10 @@ class Process:
     def start(
         cls, name: str, command: Sequence[str], *, log: Path, environment: Mapping[str, str] | None = None
     ) -> Self:
-        """Start a command in a session of its own, so that a Ctrl-C reaches only us and we end it in order."""
+        """Start a command in a session of its own, so that a Ctrl-C reaches only us and we end it in order.
+
+        It dies with the *thread* that calls this (that is what the kernel looks at): call it from one that stays.
+        """
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
             child = subprocess.Popen(

@@ -3,6 +3,7 @@
 import asyncio
 import sys
 
+import nats.errors
 import uvloop
 
 from libs.common import config as settings
@@ -36,8 +37,8 @@ def main(arguments: list[str]) -> int:
 def _bootstrap(config: settings.AccountingConfig) -> int:
     try:
         uvloop.run(asyncio.wait_for(bootstrap(config), _BOOTSTRAP_S))
-    except (LedgerUnavailable, TimeoutError) as error:
-        print(f"bootstrap: NATS or ClickHouse does not answer: {error}", file=sys.stderr)
+    except (LedgerUnavailable, nats.errors.Error, OSError) as error:
+        print(f"bootstrap: NATS or ClickHouse does not do it: {error or type(error).__name__}", file=sys.stderr)
         return 1
     print("bootstrap: streams and tables are there")
     return 0

@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
+from nats.js.client import JetStreamContext
+from redis.asyncio import Redis
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -33,7 +35,29 @@ async def bootstrap(config: AccountingConfig) -> None:
         finally:
             await ledger.close()
     finally:
-        await broker.close()
+        await streams.close(broker)
+
+
+async def _consumers(
+    config: AccountingConfig, jetstream: JetStreamContext, ledger: Ledger, redis: Redis, metrics: Metrics
+) -> list[Consumer]:
+    balances = Balances(redis)
+    control = ControlBatch(ledger, Directory(redis, balances))
+    handlers: list[tuple[str, str, Handler]] = [
+        (subjects.STREAM_USAGE, "usage.>", UsageHandler(ledger, balances, metrics)),
+        (subjects.STREAM_CONTROL, "control.>", ControlHandler(control, metrics)),
+    ]
+    return [
+        Consumer(
+            jetstream,
+            await subscribe(jetstream, stream, subject),
+            handler,
+            metrics,
+            batch_messages_max=config.batch_messages_max,
+            batch_seconds=config.batch_seconds,
+        )
+        for stream, subject, handler in handlers
+    ]
 
 
 def create_app(config: AccountingConfig) -> Starlette:
@@ -42,46 +66,30 @@ def create_app(config: AccountingConfig) -> Starlette:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        broker = await streams.connect(config.nats_url, name="relay-accounting")
-        jetstream = broker.jetstream()
-        await streams.check(jetstream)
-        ledger = await Ledger.open(config.clickhouse_url)
-        redis = redisclient.connect(config.redis_url)
-        balances = Balances(redis)
-        control = ControlBatch(ledger, Directory(redis, balances))
-        stopping = asyncio.Event()
-
-        async def consume(stream: str, subject: str, handle: Handler) -> None:
-            consumer = Consumer(
-                await subscribe(jetstream, stream, subject),
-                handle,
-                metrics,
-                batch_messages_max=config.batch_messages_max,
-                batch_seconds=config.batch_seconds,
+        async with contextlib.AsyncExitStack() as stores:
+            broker = await streams.connect(config.nats_url, name="relay-accounting")
+            stores.push_async_callback(streams.close, broker)
+            await streams.check(broker.jetstream())
+            ledger = await Ledger.open(config.clickhouse_url)
+            stores.push_async_callback(ledger.close)
+            redis = redisclient.connect(config.redis_url, try_seconds=redisclient.TRY_S_UNHURRIED)
+            stores.push_async_callback(redis.aclose)
+            consumers = await _consumers(config, broker.jetstream(), ledger, redis, metrics)
+            stopping = asyncio.Event()
+            workers = [spawn(consumer.run(stopping), name="consume") for consumer in consumers]
+            app.state.ready = lambda: (
+                broker.is_connected
+                and not any(worker.done() for worker in workers)
+                and all(consumer.is_fetching for consumer in consumers)
             )
-            await consumer.run(stopping)
-
-        workers = [
-            spawn(
-                consume(subjects.STREAM_USAGE, "usage.>", UsageHandler(jetstream, ledger, balances, metrics)),
-                name="consume-usage",
-            ),
-            spawn(
-                consume(subjects.STREAM_CONTROL, "control.>", ControlHandler(jetstream, control, metrics)),
-                name="consume-control",
-            ),
-        ]
-        app.state.ready = lambda: broker.is_connected and not any(worker.done() for worker in workers)
-        try:
-            yield
-        finally:
-            stopping.set()
-            await asyncio.wait(workers, timeout=config.shutdown_seconds)
-            for worker in workers:
-                worker.cancel()
-            await broker.close()
-            await ledger.close()
-            await redis.aclose()
+            try:
+                yield
+            finally:
+                stopping.set()
+                _, late = await asyncio.wait(workers, timeout=config.shutdown_seconds)
+                for worker in late:  # what it had in hand is delivered again
+                    worker.cancel()
+                await asyncio.gather(*late, return_exceptions=True)
 
     async def ready(request: Request) -> Response:
         working = bool(request.app.state.ready())

@@ -3,8 +3,9 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Final
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Final, Protocol
 
 import msgspec
 import nats.errors
@@ -13,27 +14,39 @@ from nats.js.api import AckPolicy, ConsumerConfig
 from nats.js.client import JetStreamContext
 from nats.js.errors import APIError
 
-from libs.common import events, subjects
+from libs.common import clock, events, subjects
 from libs.common.balances import StoreUnavailable
-from libs.common.events import Credit
 from libs.common.metrics import Metrics
 from libs.common.runtime import spawn
 from services.accounting import settlement
-from services.accounting.control import ControlBatch, apply_control
-from services.accounting.ledger import Ledger, LedgerUnavailable
-from services.accounting.parking import park
-from services.accounting.settlement import AccountMissing, Debits
+from services.accounting.control import Change, ControlBatch, apply_control
+from services.accounting.ledger import LedgerUnavailable
+from services.accounting.parking import Trouble, is_hopeless, one_line, park
+from services.accounting.settlement import Debits, UsageLedger
 
 _log: Final = logging.getLogger("relay.consumer")
 _ACK_WAIT_S: Final = 60
 _ACK_PENDING_MAX: Final = 10_000
 _IN_PROGRESS_EVERY_S: Final = 20.0
-_RETRY_S: Final = 2.0
-_FETCH_PAUSE_S: Final = 1.0
+_RETRY_S: Final = 0.5
+_RETRY_S_MAX: Final = 60.0
+_AWAY_S_MAX: Final = 5.0
+_FETCH_PAUSE_S: Final = 0.5
 _BROKER_ERRORS: Final = (nats.errors.Error, APIError, OSError, TimeoutError)
-_INFRASTRUCTURE: Final = (LedgerUnavailable, StoreUnavailable, AccountMissing, *_BROKER_ERRORS)
+_INFRASTRUCTURE: Final = (LedgerUnavailable, StoreUnavailable, *_BROKER_ERRORS)
+_UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
-Handler = Callable[[Sequence[Msg]], Awaitable[None]]
+Troubles = Mapping[int, Sequence[Trouble]]
+"""By the position of a message in its batch: what keeps it from being acknowledged."""
+
+
+class Handler(Protocol):
+    """What is done with the messages of one stream."""
+
+    dlq_subject: str
+
+    async def __call__(self, messages: Sequence[Msg]) -> Troubles:
+        """Do all that can be done, say what could not. Raises for what concerns all of them and is worth a retry."""
 
 
 async def subscribe(jetstream: JetStreamContext, stream: str, subject: str) -> JetStreamContext.PullSubscription:
@@ -53,100 +66,163 @@ class Consumer:
 
     def __init__(
         self,
+        jetstream: JetStreamContext,
         subscription: JetStreamContext.PullSubscription,
         handle: Handler,
         metrics: Metrics,
         *,
         batch_messages_max: int,
         batch_seconds: float,
+        retry_seconds: float = _RETRY_S,
     ) -> None:
+        self._jetstream = jetstream
         self._subscription = subscription
         self._handle = handle
         self._metrics = metrics
         self._batch_messages_max = batch_messages_max
         self._batch_seconds = batch_seconds
+        self._retry_seconds = retry_seconds
+        self._away_s = retry_seconds
+        """How long to wait for a store that is away: longer and longer, until a batch goes through."""
+        self.is_fetching = True
+        """Whether the last fetch was answered, if only by silence."""
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Until `stopping` is set; the batch in hand is finished first."""
         while not stopping.is_set():
             messages = await self._fetch()
-            if messages:
-                await self._process(messages)
+            if messages and not await self.process(messages):
+                await _pause(stopping, self._away_s)
 
     async def _fetch(self) -> list[Msg]:
         """At least one message if there is any, then what comes within the age of a batch."""
         try:
-            first = await self._subscription.fetch(1, timeout=_FETCH_PAUSE_S)
+            messages = await self._subscription.fetch(1, timeout=_FETCH_PAUSE_S)
         except (nats.errors.TimeoutError, TimeoutError):
+            self.is_fetching = True
             return []
         except _BROKER_ERRORS as error:
-            _log.warning("cannot fetch: %s", error or type(error).__name__)
+            self.is_fetching = False
+            _log.warning("cannot fetch: %s", one_line(str(error) or type(error).__name__))
             await asyncio.sleep(_FETCH_PAUSE_S)
             return []
-        with contextlib.suppress(*_BROKER_ERRORS):
-            first += await self._subscription.fetch(self._batch_messages_max - 1, timeout=self._batch_seconds)
-        return first
+        self.is_fetching = True
+        if self._batch_messages_max > 1:
+            with contextlib.suppress(*_BROKER_ERRORS):
+                messages += await self._subscription.fetch(self._batch_messages_max - 1, timeout=self._batch_seconds)
+        return messages
 
-    async def _process(self, messages: Sequence[Msg]) -> None:
+    async def process(self, messages: Sequence[Msg]) -> bool:
+        """Settle and acknowledge what can be; the rest is put back. False if a store was away, and nothing could be."""
+        unforeseen: Exception | None = None
+        kept: set[int] = set()
         try:
             async with _kept_alive(messages):
-                await self._handle(messages)
+                kept = await self._park_hopeless(messages, await self._handle(messages))
         except _INFRASTRUCTURE as error:
             self._metrics.add("relay_batches_failed_total", type(error).__name__)
-            _log.warning("batch of %d put back: %s: %s", len(messages), type(error).__name__, error)
-            await _each(messages, lambda message: message.nak(delay=_RETRY_S))
-            await asyncio.sleep(_RETRY_S)
+            _log.warning("batch of %d put back: %s: %s", len(messages), type(error).__name__, one_line(str(error)))
+            await _each(messages, lambda message: message.nak(delay=self._away_s))
+            self._away_s = min(2 * self._away_s, _AWAY_S_MAX)
+            return False
+        except Exception as error:  # noqa: BLE001 - logged; a loop that ended would settle nothing ever again
+            self._metrics.add("relay_batches_failed_total", type(error).__name__)
+            _log.error("a batch of %d failed in a way nobody foresaw", len(messages), exc_info=error)
+            unforeseen = error
+        if unforeseen is not None:
+            await self._isolate(messages, unforeseen)
+            return True
+        self._away_s = self._retry_seconds
+        await _each([one for position, one in enumerate(messages) if position not in kept], lambda one: one.ack())
+        await _each([messages[position] for position in sorted(kept)], self._put_back)
+        return True
+
+    async def _isolate(self, messages: Sequence[Msg], error: Exception) -> None:
+        """One by one: who fails alone is parked after bounded tries, the others go on."""
+        if len(messages) > 1:
+            for message in messages:
+                await self.process([message])
             return
-        await _each(messages, lambda message: message.ack())
+        (message,) = messages
+        trouble = Trouble(message.data, "poison", f"{type(error).__name__}: {error}")
+        try:
+            kept = await self._park_hopeless(messages, {0: [trouble]})
+        except _BROKER_ERRORS:
+            kept = {0}
+        await _each(messages, self._put_back if kept else lambda one: one.ack())
+
+    async def _park_hopeless(self, messages: Sequence[Msg], troubles: Troubles) -> set[int]:
+        """Park what has been tried enough; the positions of messages that must come again."""
+        kept = set()
+        for position, found in troubles.items():
+            metadata = messages[position].metadata
+            age_s = (clock.utc_now() - metadata.timestamp).total_seconds()
+            if not all(is_hopeless(one, deliveries=metadata.num_delivered, age_s=age_s) for one in found):
+                _log.warning("put back, delivery %d: %s", metadata.num_delivered, one_line(found[0].reason))
+                kept.add(position)
+                continue
+            for one in found:
+                await park(self._jetstream, self._metrics, self._handle.dlq_subject, one.payload, one.reason)
+        return kept
+
+    async def _put_back(self, message: Msg) -> None:
+        delay_s = self._retry_seconds * 2 ** min(message.metadata.num_delivered - 1, 10)
+        await message.nak(delay=min(delay_s, _RETRY_S_MAX))
 
 
 class UsageHandler:
     """What to do with messages of USAGE."""
 
-    def __init__(self, jetstream: JetStreamContext, ledger: Ledger, debits: Debits, metrics: Metrics) -> None:
-        self._jetstream = jetstream
+    dlq_subject = subjects.DLQ_USAGE
+
+    def __init__(self, ledger: UsageLedger, debits: Debits, metrics: Metrics) -> None:
         self._ledger = ledger
         self._debits = debits
         self._metrics = metrics
 
-    async def __call__(self, messages: Sequence[Msg]) -> None:
-        """Return when every event of every message is settled or parked. Raises for what is worth a retry."""
-        batch = settlement.price_batch(await self._decode(messages))
-        await settlement.record_batch(batch, self._ledger, self._debits, self._metrics)
-        for poison in batch.poison:
-            payload = events.encode_usage([poison.event])
-            await park(self._jetstream, self._metrics, subjects.DLQ_USAGE, payload, poison.reason)
-
-    async def _decode(self, messages: Sequence[Msg]) -> list[events.UsageRecorded]:
-        decoded: list[events.UsageRecorded] = []
-        for message in messages:
+    async def __call__(self, messages: Sequence[Msg]) -> Troubles:
+        """Settle every event of every message that can be settled."""
+        troubles: dict[int, list[Trouble]] = defaultdict(list)
+        owners: list[int] = []
+        batch: list[events.UsageRecorded] = []
+        for position, message in enumerate(messages):
             try:
-                decoded += events.decode_usage(message.data)
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-                await park(self._jetstream, self._metrics, subjects.DLQ_USAGE, message.data, str(error))
-        return decoded
+                decoded = events.decode_usage(message.data)
+            except _UNREADABLE as error:
+                troubles[position].append(Trouble(message.data, "poison", f"cannot be decoded: {error}"))
+                continue
+            batch += decoded
+            owners += [position] * len(decoded)
+        for one in await settlement.settle_batch(batch, self._ledger, self._debits, self._metrics):
+            payload = events.encode_usage([one.event])
+            troubles[owners[one.position]].append(Trouble(payload, one.patience, one.reason))
+        return troubles
 
 
 class ControlHandler:
     """What to do with messages of CONTROL."""
 
-    def __init__(self, jetstream: JetStreamContext, batch: ControlBatch, metrics: Metrics) -> None:
-        self._jetstream = jetstream
-        self._batch = batch
+    dlq_subject = subjects.DLQ_CONTROL
+
+    def __init__(self, targets: ControlBatch, metrics: Metrics) -> None:
+        self._targets = targets
         self._metrics = metrics
 
-    async def __call__(self, messages: Sequence[Msg]) -> None:
-        """Archive and apply, in stream order. Raises for what is worth a retry."""
+    async def __call__(self, messages: Sequence[Msg]) -> Troubles:
+        """Archive and apply, in stream order, every change that can be applied."""
+        troubles: dict[int, list[Trouble]] = defaultdict(list)
         changes = []
-        for message in messages:
+        for position, message in enumerate(messages):
             try:
-                changes.append((message.metadata.sequence.stream, events.decode_control(message.data)))
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-                await park(self._jetstream, self._metrics, subjects.DLQ_CONTROL, message.data, str(error))
-        for event in await apply_control(changes, self._batch, self._metrics):
-            assert isinstance(event.entity, Credit)
-            reason = "the credit would lift the balance above the limit of an account"
-            await park(self._jetstream, self._metrics, subjects.DLQ_CONTROL, events.encode_control(event), reason)
+                event = events.decode_control(message.data)
+            except _UNREADABLE as error:
+                troubles[position].append(Trouble(message.data, "poison", f"cannot be decoded: {error}"))
+                continue
+            changes.append(Change(position, message.metadata.sequence.stream, event))
+        for one in await apply_control(changes, self._targets, self._metrics):
+            payload = events.encode_control(one.event)
+            troubles[one.position].append(Trouble(payload, one.patience, one.reason))
+        return troubles
 
 
 @contextlib.asynccontextmanager
@@ -170,3 +246,8 @@ async def _each(messages: Sequence[Msg], call: Callable[[Msg], Awaitable[None]])
     for message in messages:
         with contextlib.suppress(*_BROKER_ERRORS):
             await call(message)
+
+
+async def _pause(stopping: asyncio.Event, seconds: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(stopping.wait(), seconds)

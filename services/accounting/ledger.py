@@ -5,11 +5,21 @@ from typing import Any, Final, Self
 
 from clickhouse_connect.driver import create_async_client
 from clickhouse_connect.driver.asyncclient import AsyncClient
-from clickhouse_connect.driver.exceptions import ClickHouseError
+from clickhouse_connect.driver.exceptions import ClickHouseError, DataError
 
+from libs.common import clock, ids
+from libs.common.balances import Settlement
 from services.accounting.rows import CONTROL_COLUMNS, CREDIT_COLUMNS, USAGE_COLUMNS, Row
 
-_SETTINGS: Final = {"async_insert": 0}
+_CONNECT_S: Final = 5
+_REPLY_S: Final = 60
+_SETTINGS: Final = {"async_insert": 0, "max_partitions_per_insert_block": 0}
+_SETTLED_BEFORE: Final = """
+SELECT request_id, max(version), argMax(total_nanos, version) FROM usage
+WHERE account_id IN {accounts:Array(String)} AND time BETWEEN {first:DateTime64(3)} AND {last:DateTime64(3)}
+  AND request_id IN {ids:Array(String)} AND recorded_at < {recorded_before:DateTime64(3)}
+GROUP BY request_id
+"""
 
 
 class LedgerUnavailable(Exception):
@@ -26,7 +36,10 @@ class Ledger:
     async def open(cls, url: str) -> Self:
         """Connect to `http://user:password@host:port/database`. Raises LedgerUnavailable."""
         try:
-            return cls(await create_async_client(dsn=url, autogenerate_session_id=False))
+            client = await create_async_client(
+                dsn=url, autogenerate_session_id=False, connect_timeout=_CONNECT_S, send_receive_timeout=_REPLY_S
+            )
+            return cls(client)
         except (ClickHouseError, OSError) as error:
             raise LedgerUnavailable(str(error)) from error
 
@@ -34,10 +47,31 @@ class Ledger:
         """Append rows of `usage`. Raises LedgerUnavailable."""
         await self._insert("usage", rows, USAGE_COLUMNS)
 
-    async def append_control(self, rows: Sequence[Row], credit_rows: Sequence[Row]) -> None:
-        """Append rows of `control` and of `credits`. Raises LedgerUnavailable."""
+    async def append_control(self, rows: Sequence[Row]) -> None:
+        """Append rows of `control`. Raises LedgerUnavailable."""
         await self._insert("control", rows, CONTROL_COLUMNS)
-        await self._insert("credits", credit_rows, CREDIT_COLUMNS)
+
+    async def append_credits(self, rows: Sequence[Row]) -> None:
+        """Append rows of `credits`. Raises LedgerUnavailable."""
+        await self._insert("credits", rows, CREDIT_COLUMNS)
+
+    async def settled_before(
+        self, settlements: Sequence[Settlement], recorded_before_ms: int
+    ) -> dict[str, tuple[int, int]]:
+        """Request id → (version, total) of the newest row archived before that time. Raises LedgerUnavailable.
+
+        Without FINAL: a correction archived a moment ago, and perhaps not settled, must not hide what it corrects.
+        """
+        times_ms = [ids.id_time_ms(one.request_id) for one in settlements]
+        parameters = {
+            "accounts": sorted({one.account_id for one in settlements}),
+            "ids": sorted({one.request_id for one in settlements}),
+            "first": clock.from_unix_ms(min(times_ms)),
+            "last": clock.from_unix_ms(max(times_ms)),
+            "recorded_before": clock.from_unix_ms(recorded_before_ms),
+        }
+        rows = await self.query(_SETTLED_BEFORE, parameters)
+        return {request_id: (version, total) for request_id, version, total in rows}
 
     async def run(self, statement: str) -> None:
         """Run a statement of a migration. Raises LedgerUnavailable."""
@@ -46,10 +80,10 @@ class Ledger:
         except (ClickHouseError, OSError) as error:
             raise LedgerUnavailable(str(error)) from error
 
-    async def query(self, statement: str) -> Sequence[Sequence[Any]]:
-        """Rows of a query without parameters. Raises LedgerUnavailable."""
+    async def query(self, statement: str, parameters: dict[str, Any] | None = None) -> Sequence[Sequence[Any]]:
+        """Rows of a query. Raises LedgerUnavailable."""
         try:
-            return (await self._client.query(statement)).result_rows
+            return (await self._client.query(statement, parameters=parameters)).result_rows
         except (ClickHouseError, OSError) as error:
             raise LedgerUnavailable(str(error)) from error
 
@@ -66,5 +100,7 @@ class Ledger:
             return
         try:
             await self._client.insert(table, rows, column_names=columns, settings=_SETTINGS)
+        except DataError:
+            raise  # a value that no column holds: one of these rows is poison, and ClickHouse was not even asked
         except (ClickHouseError, OSError) as error:
             raise LedgerUnavailable(str(error)) from error

@@ -2,11 +2,17 @@
 
 from collections.abc import Iterator
 from importlib.resources import files
+from typing import Protocol
 
-from services.accounting.ledger import Ledger
+
+class Database(Protocol):
+    """What runs statements."""
+
+    async def run(self, statement: str) -> None:
+        """Run one. Raises LedgerUnavailable."""
 
 
-async def migrate(ledger: Ledger) -> list[str]:
+async def migrate(ledger: Database) -> list[str]:
     """Apply all migrations; the names of the files. Raises LedgerUnavailable."""
     names = []
     for name, text in _files():

@@ -4,20 +4,53 @@ import hashlib
 import logging
 from typing import Final
 
+import msgspec
 from nats.js.client import JetStreamContext
 
 from libs.common import subjects
 from libs.common.metrics import Metrics
+from services.accounting.settlement import Patience
 
 _log: Final = logging.getLogger("relay.parking")
 _REASON_CHARS_MAX: Final = 500
+_PAYLOAD_BYTES_MAX: Final = 1_000_000
+"""nats-server takes 1 MiB with headers, and cuts the connection of who sends more."""
+DELIVERIES_MIN: Final = 5
+_AGE_S_MIN: Final[dict[Patience, float]] = {
+    "poison": 0,
+    "account": 86_400,  # its control event may be under way, or an operator rebuilds Redis
+    "store": float("inf"),
+}
+
+
+class Trouble(msgspec.Struct, frozen=True):
+    """What keeps a message from being acknowledged: `payload` is what is parked when patience has an end."""
+
+    payload: bytes
+    patience: Patience
+    reason: str
+
+
+def is_hopeless(trouble: Trouble, *, deliveries: int, age_s: float) -> bool:
+    """Whether it has been tried often enough, and for long enough, to be parked."""
+    return deliveries >= DELIVERIES_MIN and age_s >= _AGE_S_MIN[trouble.patience]
 
 
 async def park(jetstream: JetStreamContext, metrics: Metrics, subject: str, payload: bytes, reason: str) -> None:
-    """Publish to DLQ and wait for the acknowledgement; repeated, the server keeps one. Raises nats errors."""
-    one_line = " ".join(reason.split())[:_REASON_CHARS_MAX].encode("ascii", "replace").decode()
-    headers = {"Nats-Msg-Id": hashlib.sha256(payload).hexdigest()[:32], "Relay-Reason": one_line}
-    ack = await jetstream.publish(subject, payload, stream=subjects.STREAM_DLQ, headers=headers)
+    """Publish to DLQ and wait for the acknowledgement; repeated, the server keeps one. Raises nats errors.
+
+    What is too large to travel with a reason is cut, and says so; the whole of it stays in the stream it came from.
+    """
+    headers = {"Nats-Msg-Id": hashlib.sha256(payload).hexdigest()[:32], "Relay-Reason": one_line(reason)}
+    if len(payload) > _PAYLOAD_BYTES_MAX:
+        headers["Relay-Cut-From-Bytes"] = str(len(payload))
+    ack = await jetstream.publish(subject, payload[:_PAYLOAD_BYTES_MAX], stream=subjects.STREAM_DLQ, headers=headers)
     if not ack.duplicate:
         metrics.add("relay_events_parked_total", subject)
-        _log.error("parked on %s: %s", subject, one_line)
+        _log.error("parked on %s: %s", subject, one_line(reason))
+
+
+def one_line(reason: str) -> str:
+    """A reason as it may stand in a header or a log: printable ASCII, bounded."""
+    text = " ".join(reason.split())[:_REASON_CHARS_MAX].encode("ascii", "replace").decode()
+    return "".join(character if character.isprintable() else "?" for character in text)

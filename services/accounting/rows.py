@@ -1,5 +1,6 @@
 """Events as rows of the archive: pure, and in one place, so that a receipt can be recomputed from its row alone."""
 
+from datetime import datetime
 from typing import Any, Final
 
 import msgspec
@@ -54,16 +55,38 @@ CONTROL_COLUMNS: Final = (
     "time",
 )
 
+_COLUMN_MAX: Final = {
+    "version": 2**8 - 1,
+    "status": 2**16 - 1,
+    "attempts": 2**8 - 1,
+    "multiplier_ppm": 2**32 - 1,
+    "first_byte_us": 2**63 - 1,
+    "duration_us": 2**63 - 1,
+    "bytes_in": 2**63 - 1,
+    "bytes_out": 2**63 - 1,
+}
+"""What a column holds. One value beyond it would make ClickHouse's client refuse the whole batch, again and again."""
+TIME_MS_MIN: Final = 1_577_836_800_000  # 2020-01-01
+TIME_MS_MAX: Final = 4_102_444_800_000  # 2100-01-01: DateTime64 ends in 2299, and months are partitions
+
 _encode: Final = msgspec.json.Encoder(order="deterministic").encode
 
 
 def usage_row(event: UsageRecorded, priced: Priced) -> Row:
-    """A row of `usage`, in the order of USAGE_COLUMNS. Raises ValueError for a request id that is not one of ours."""
+    """A row of `usage`, in the order of USAGE_COLUMNS.
+
+    Raises ValueError for a request id that is not one of ours, and for a number that its column cannot hold.
+    """
+    for name, largest in _COLUMN_MAX.items():
+        if not 0 <= getattr(event, name) <= largest:
+            raise ValueError(f"{name} is out of range")
+    if event.version == 0:
+        raise ValueError("versions begin at 1")
     lines = priced.lines
     return (
         event.request_id,
         event.version,
-        clock.from_unix_ms(ids.id_time_ms(event.request_id)),
+        _time(ids.id_time_ms(event.request_id)),
         event.account_id,
         event.key_id,
         event.path,
@@ -95,7 +118,7 @@ def usage_row(event: UsageRecorded, priced: Priced) -> Row:
 
 
 def control_row(event: ControlChanged, sequence: int) -> Row:
-    """A row of `control`, in the order of CONTROL_COLUMNS."""
+    """A row of `control`, in the order of CONTROL_COLUMNS. Raises ValueError for a time that cannot be."""
     entity = event.entity
     return (
         sequence,
@@ -105,14 +128,20 @@ def control_row(event: ControlChanged, sequence: int) -> Row:
         _encode(entity).decode(),
         event.actor,
         event.reason,
-        clock.from_unix_ms(event.at_ms),
+        _time(event.at_ms),
     )
 
 
 def credit_row(credit: Credit, actor: str) -> Row:
-    """A row of `credits`, in the order of CREDIT_COLUMNS."""
-    time = clock.from_unix_ms(credit.created_at_ms)
+    """A row of `credits`, in the order of CREDIT_COLUMNS. Raises ValueError for a time that cannot be."""
+    time = _time(credit.created_at_ms)
     return (credit.id, credit.account_id, time, credit.amount_nanos, credit.reason, actor)
+
+
+def _time(value_ms: int) -> datetime:
+    if not TIME_MS_MIN <= value_ms < TIME_MS_MAX:
+        raise ValueError(f"no time of an event: {value_ms} ms")
+    return clock.from_unix_ms(value_ms)
 
 
 def kind_of(event: ControlChanged) -> str:

@@ -1,32 +1,39 @@
 """START HERE. What happens to a batch of usage events, as a numbered story. Every step is a no-op for an event seen before.
 
-1. **Price** it, from the book its version names. Pure. If it fails, no retry can help: the event is parked.
-2. **Append** the rows to ClickHouse. If it fails, nothing has happened: the messages are delivered again. If we die after it,
+1. **Price** it, from the book its version names. Pure. What cannot be priced is tried again (a newer worker may know its
+   price book) and parked after bounded tries; the events beside it go on.
+2. **Remind**: Redis remembers a settled event for three days. For an older one the archive is asked, and Redis told what was
+   settled before, so that a correction or a late delivery takes the difference only. If it fails, nothing has happened.
+3. **Append** the rows to ClickHouse. If it fails, nothing has happened: the messages are delivered again. If we die after it,
    the rows stand, unpaid, until the messages are delivered again; appended twice they are still one row each.
-3. **Settle** in Redis: one script an event takes the difference to what was settled before. If it fails in the middle, some
-   events are settled; delivered again, those are duplicates to the script. If we die after it, all are.
-4. **Acknowledge.** If it fails, everything is done again and changes nothing.
+4. **Settle** in Redis: one script an event takes the difference to what was settled before. If it fails in the middle, some
+   events are settled; delivered again, those are duplicates to the script. If we die after it, all are. An event whose
+   account Redis does not know keeps its own message waiting, and no other.
+5. **Acknowledge.** If it fails, everything is done again and changes nothing.
 
-What is acknowledged is therefore in the archive and in the balance, once.
+What is acknowledged is therefore in the archive and in the balance, once, or parked.
 """
 
 import asyncio
+import logging
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Final, Literal, Protocol
 
 import msgspec
 
-from libs.common import pricebook
-from libs.common.balances import Settlement, SettleResult
+from libs.common import clock, ids, pricebook, rediskeys
+from libs.common.balances import Settlement, SettleResult, StoreRefused
 from libs.common.events import UsageRecorded
 from libs.common.metrics import Metrics
-from libs.common.pricing import FREE, Priced, Unpriced, price
-from libs.common.usage import UsageUnreadable
+from libs.common.pricing import FREE, Priced, price
 from services.accounting.rows import Row, usage_row
 
+_log: Final = logging.getLogger("relay.settlement")
+REMEMBERED_S: Final = rediskeys.SETTLED_KEPT_S - 3600
+"""An event older than this is looked up in the archive: an hour less than Redis keeps it, for clocks that differ."""
 
-class AccountMissing(Exception):
-    """Redis does not know the account (yet, or any more). Try again later."""
+Patience = Literal["poison", "account", "store"]
+"""Why an event waits: it cannot be read, Redis does not know its account, or Redis refuses it alone. How long: parking.py."""
 
 
 class UsageLedger(Protocol):
@@ -35,42 +42,63 @@ class UsageLedger(Protocol):
     async def append_usage(self, rows: Sequence[Row]) -> None:
         """Append. Raises LedgerUnavailable."""
 
+    async def settled_before(
+        self, settlements: Sequence[Settlement], recorded_before_ms: int
+    ) -> dict[str, tuple[int, int]]:
+        """Request id → (version, total) of what was archived before that time. Raises LedgerUnavailable."""
+
 
 class Debits(Protocol):
     """Where balances live."""
 
     async def settle(self, settlement: Settlement) -> SettleResult:
-        """Settle one event. Raises StoreUnavailable."""
+        """Settle one event. Raises StoreUnavailable; StoreRefused if it concerns this event alone."""
+
+    async def remember(self, settlement: Settlement) -> None:
+        """Take note of what was settled, unless something is noted already. Raises StoreUnavailable."""
 
 
-class Poison(msgspec.Struct, frozen=True):
-    """An event that no retry can fix, and why."""
+class Entry(msgspec.Struct, frozen=True):
+    """A priced event. `position` is where it stood in the batch."""
 
+    position: int
     event: UsageRecorded
+    row: Row
+    settlement: Settlement
+
+
+class Unsettled(msgspec.Struct, frozen=True):
+    """An event that could not be settled this time, and why."""
+
+    position: int
+    event: UsageRecorded
+    patience: Patience
     reason: str
 
 
-class PricedBatch(msgspec.Struct, frozen=True):
-    """Step 1's result."""
+async def settle_batch(
+    events: Sequence[UsageRecorded], ledger: UsageLedger, debits: Debits, metrics: Metrics
+) -> list[Unsettled]:
+    """Steps 1 to 4. Returns what must be delivered again. Raises LedgerUnavailable, StoreUnavailable: then all must be."""
+    entries, unsettled = price_batch(events)
+    await _remind(entries, ledger, debits)
+    await ledger.append_usage([entry.row for entry in entries])
+    return unsettled + await _settle(entries, debits, metrics)
 
-    rows: list[Row]
-    settlements: list[Settlement]
-    poison: list[Poison]
 
-
-def price_batch(events: Sequence[UsageRecorded]) -> PricedBatch:
+def price_batch(events: Sequence[UsageRecorded]) -> tuple[list[Entry], list[Unsettled]]:
     """Step 1. One bad event does not touch the others."""
-    batch = PricedBatch([], [], [])
-    for event in events:
+    entries, unsettled = [], []
+    for position, event in enumerate(events):
         try:
             priced = price_event(event)
             row = usage_row(event, priced)
-        except (Unpriced, UsageUnreadable, LookupError, ValueError) as error:
-            batch.poison.append(Poison(event, f"{type(error).__name__}: {error}"))
+        except Exception as error:  # noqa: BLE001 - pure code: whatever it raises, it will raise again
+            unsettled.append(Unsettled(position, event, "poison", f"{type(error).__name__}: {error}"))
             continue
-        batch.rows.append(row)
-        batch.settlements.append(Settlement(event.account_id, event.request_id, event.version, priced.total_nanos))
-    return batch
+        settlement = Settlement(event.account_id, event.request_id, event.version, priced.total_nanos)
+        entries.append(Entry(position, event, row, settlement))
+    return entries, unsettled
 
 
 def price_event(event: UsageRecorded) -> Priced:
@@ -88,11 +116,41 @@ def price_event(event: UsageRecorded) -> Priced:
     )
 
 
-async def record_batch(batch: PricedBatch, ledger: UsageLedger, debits: Debits, metrics: Metrics) -> None:
-    """Steps 2 and 3. Raises LedgerUnavailable, StoreUnavailable, AccountMissing: then the batch is to be repeated."""
-    await ledger.append_usage(batch.rows)
-    results = await asyncio.gather(*(debits.settle(settlement) for settlement in batch.settlements))
+async def _remind(entries: Sequence[Entry], ledger: UsageLedger, debits: Debits) -> None:
+    horizon_ms = clock.unix_ms() - REMEMBERED_S * 1000
+    old = [entry.settlement for entry in entries if ids.id_time_ms(entry.settlement.request_id) < horizon_ms]
+    if not old:
+        return
+    archived = await ledger.settled_before(old, horizon_ms)
+    for settlement in {one.request_id: one for one in old}.values():
+        if found := archived.get(settlement.request_id):
+            version, cost_nanos = found
+            _log.warning(
+                "%s is older than Redis's memory; archived as version %d long ago", settlement.request_id, version
+            )
+            await debits.remember(msgspec.structs.replace(settlement, version=version, cost_nanos=cost_nanos))
+
+
+async def _settle(entries: Sequence[Entry], debits: Debits, metrics: Metrics) -> list[Unsettled]:
+    results = await asyncio.gather(*(_settle_one(entry.settlement, debits) for entry in entries))
     metrics.add("relay_events_settled_total", amount=results.count("APPLIED"))
-    metrics.add("relay_events_duplicate_total", amount=results.count("DUPLICATE"))
-    if missing := results.count("MISSING"):
-        raise AccountMissing(f"{missing} events of accounts that Redis does not know")
+    metrics.add("relay_events_duplicate_total", amount=results.count("DUPLICATE") + results.count("DIVERGED"))
+    unsettled = []
+    for entry, result in zip(entries, results, strict=True):
+        match result:
+            case StoreRefused():
+                unsettled.append(Unsettled(entry.position, entry.event, "store", str(result)))
+            case "MISSING":
+                reason = f"Redis does not know account {entry.event.account_id}"
+                unsettled.append(Unsettled(entry.position, entry.event, "account", reason))
+            case "DIVERGED":
+                name = f"{entry.event.request_id} version {entry.event.version}"
+                _log.error("%s was settled before at another cost; the archive now shows this one", name)
+    return unsettled
+
+
+async def _settle_one(settlement: Settlement, debits: Debits) -> SettleResult | StoreRefused:
+    try:
+        return await debits.settle(settlement)
+    except StoreRefused as error:
+        return error

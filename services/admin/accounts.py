@@ -1,7 +1,8 @@
 """Accounts: who pays."""
 
-from decimal import Decimal, InvalidOperation
-from typing import Annotated, Literal
+import re
+from decimal import Decimal
+from typing import Annotated, Final, Literal
 
 import msgspec
 from starlette.requests import Request
@@ -10,11 +11,11 @@ from starlette.responses import Response
 from libs.common import clock, ids
 from libs.common.events import Account
 from services.admin.problems import Missing, Unprocessable
-from services.admin.resource import ACTOR, Context, Operation, read, respond, time_of
+from services.admin.resource import ACTOR, Context, Name, Operation, is_id, read, respond, time_of
 
-Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
-_PPM = 1_000_000
-_MULTIPLIER_MAX = Decimal(100)
+_MULTIPLIER: Final = re.compile(r"100(\.0{1,6})?|[0-9]{1,2}(\.[0-9]{1,6})?")
+Multiplier = Annotated[str, msgspec.Meta(extra_json_schema={"pattern": f"^({_MULTIPLIER.pattern})$"})]
+_PPM: Final = 1_000_000
 
 
 class NewAccount(msgspec.Struct, forbid_unknown_fields=True):
@@ -29,8 +30,8 @@ class AccountChange(msgspec.Struct, forbid_unknown_fields=True):
     name: Name | None = None
     status: Literal["active", "disabled"] | None = None
     on_disconnect: Literal["drain", "cancel"] | None = None
-    multiplier: str | None = None
-    """Decimal string; "1" passes public prices through one to one."""
+    multiplier: Multiplier | None = None
+    """Decimal string from "0" to "100" with at most six decimals; "1" passes public prices through one to one."""
 
 
 class AccountView(msgspec.Struct, kw_only=True):
@@ -46,7 +47,7 @@ class AccountView(msgspec.Struct, kw_only=True):
 
 async def find_account(context: Context, account_id: str) -> tuple[Account, int]:
     """An account and its version. Raises Missing."""
-    found = await context.control.find(Account, account_id) if _is_id(account_id) else None
+    found = await context.control.find(Account, account_id) if is_id("acct", account_id) else None
     if found is None:
         raise Missing("There is no such account.")
     return found
@@ -82,13 +83,9 @@ async def change(context: Context, request: Request) -> Response:
 
 
 def _ppm(multiplier: str) -> int:
-    try:
-        value = Decimal(multiplier)
-    except InvalidOperation:
-        raise Unprocessable("multiplier must be a decimal number such as 1 or 1.25.") from None
-    if not value.is_finite() or not 0 <= value <= _MULTIPLIER_MAX or value * _PPM % 1:
-        raise Unprocessable("multiplier must be between 0 and 100, with at most six decimals.")
-    return int(value * _PPM)
+    if _MULTIPLIER.fullmatch(multiplier) is None:
+        raise Unprocessable('multiplier must be a decimal number from "0" to "100" with at most six decimals.')
+    return int(Decimal(multiplier) * _PPM)
 
 
 def _view(account: Account) -> AccountView:
@@ -100,11 +97,6 @@ def _view(account: Account) -> AccountView:
         multiplier=format((Decimal(account.multiplier_ppm) / _PPM).normalize(), "f"),
         created_at=time_of(account.created_at_ms),
     )
-
-
-def _is_id(text: str) -> bool:
-    prefix, _, digits = text.rpartition("_")
-    return prefix == "acct" and len(digits) == 32 and digits.isalnum() and digits.isascii()
 
 
 OPERATIONS = (

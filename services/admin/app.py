@@ -3,6 +3,7 @@
 Every operation asks for the admin token; there is no way to add one that does not.
 """
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final
@@ -11,7 +12,7 @@ from nats.aio.client import Client
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 
 from libs.common import redisclient, streams
 from libs.common.balances import Balances
@@ -23,7 +24,7 @@ from services.admin import credits as credit_entries
 from services.admin.control import Control
 from services.admin.ledger import Ledger
 from services.admin.problems import Missing, Problem, WrongMethod, answer_problem, answer_unexpected
-from services.admin.resource import Context, Operation, authorize
+from services.admin.resource import Context, Operation, authorize, check_query
 
 PREFIX: Final = "/api/v1"
 OPERATIONS: Final = (
@@ -52,7 +53,7 @@ def create_app(config: AdminConfig) -> Starlette:
     broker = Client()
     ledger = Ledger(config.clickhouse_url)
     context = Context(
-        control=Control(broker.jetstream(), Directory(redis, balances)),
+        control=Control(broker, Directory(redis, balances)),
         ledger=ledger,
         balances=balances,
         admin_token=config.admin_token,
@@ -65,8 +66,8 @@ def create_app(config: AdminConfig) -> Starlette:
             yield
         finally:
             connecting.cancel()
-            if broker.is_connected:
-                await broker.close()
+            await asyncio.wait([connecting])
+            await streams.close(broker)
             await ledger.close()
             await redis.aclose()
 
@@ -78,7 +79,7 @@ def create_app(config: AdminConfig) -> Starlette:
         }
         return JSONResponse(state, status_code=200 if all(state.values()) else 503)
 
-    return Starlette(
+    app = Starlette(
         routes=[
             *(_route(context, operation) for operation in OPERATIONS),
             Route("/api/openapi.json", _openapi),
@@ -89,6 +90,8 @@ def create_app(config: AdminConfig) -> Starlette:
         exception_handlers={Problem: answer_problem, 404: _no_path, 405: _no_method, 500: answer_unexpected},
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False  # a redirect would be built from the Host header
+    return app
 
 
 def _route(context: Context, operation: Operation) -> Route:
@@ -98,6 +101,7 @@ def _route(context: Context, operation: Operation) -> Route:
 def _authorized(context: Context, operation: Operation) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
         authorize(request, context.admin_token)
+        check_query(request, operation.query)
         return await operation.handler(context, request)
 
     return endpoint
@@ -120,4 +124,7 @@ async def _no_path(request: Request, error: Exception) -> Response:
 
 
 async def _no_method(request: Request, error: Exception) -> Response:
-    return await answer_problem(request, WrongMethod("This path takes another method; see /api/openapi.json."))
+    matching = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+    allowed = ", ".join(sorted({method for route in matching for method in route.methods}))
+    problem = WrongMethod(f"This path takes {allowed}; see /api/openapi.json.", allow=allowed)
+    return await answer_problem(request, problem)

@@ -1,5 +1,7 @@
 """The balance of an account, as admission sees it."""
 
+from typing import Final
+
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
@@ -8,7 +10,9 @@ from libs.common import money
 from libs.common.balances import StoreUnavailable
 from services.admin.accounts import find_account
 from services.admin.problems import Unavailable
-from services.admin.resource import Context, Operation, respond
+from services.admin.resource import Context, Operation, is_id, respond
+
+_AWAY: Final = "The balance cannot be read right now. Try again."
 
 
 class BalanceView(msgspec.Struct, kw_only=True):
@@ -22,13 +26,14 @@ class BalanceView(msgspec.Struct, kw_only=True):
 
 async def show(context: Context, request: Request) -> Response:
     """GET /accounts/{account_id}/balance."""
-    account, _ = await find_account(context, request.path_params["account_id"])
+    account_id = request.path_params["account_id"]
     try:
-        balance = await context.balances.read(account.id)
+        balance = await context.balances.read(account_id) if is_id("acct", account_id) else None
     except StoreUnavailable:
-        balance = None
+        raise Unavailable(_AWAY) from None
     if balance is None:
-        raise Unavailable("The balance cannot be read right now. Try again.")
+        await find_account(context, account_id)
+        raise Unavailable(_AWAY)  # it exists, but Redis does not know it yet, or any more
     return respond(
         BalanceView(
             available_usd=money.format_usd(balance.available),

@@ -4,11 +4,11 @@ Acknowledged by CONTROL = done. If Redis cannot be reached after that, accountin
 """
 
 import logging
+import secrets
 from typing import Final, TypeVar
 
-import msgspec
 import nats.errors
-from nats.js.client import JetStreamContext
+from nats.aio.client import Client
 from nats.js.errors import APIError, NotFoundError
 
 from libs.common import clock, events, subjects
@@ -19,28 +19,32 @@ from services.admin.problems import Conflict, Unavailable
 
 _log: Final = logging.getLogger("relay.control")
 _WRONG_SEQUENCE: Final = 10071
-_ERRORS: Final = (nats.errors.Error, APIError, OSError, TimeoutError)
+_REPLY_S: Final = 2.5
+_TRIES: Final = 2
+_ERRORS: Final = (nats.errors.Error, APIError, OSError)
 _AWAY: Final = "The log of changes does not answer; nothing was changed. Try again."
+_UNKNOWN: Final = (
+    "The log of changes did not answer in time. The change may have been made or not: read it before you send it again."
+)
 _KINDS: Final[dict[type[Entity], str]] = {Account: "account", ApiKey: "key", Credit: "credit"}
 _Entity = TypeVar("_Entity", Account, ApiKey, Credit)
-
-
-class Stored(msgspec.Struct, frozen=True):
-    """The present state of an entity and its version."""
-
-    entity: Entity
-    version: int
 
 
 class Control:
     """Reads and writes entities. CONTROL is the source of truth; this service keeps no state."""
 
-    def __init__(self, jetstream: JetStreamContext, directory: Directory) -> None:
-        self._jetstream = jetstream
+    def __init__(self, broker: Client, directory: Directory) -> None:
+        self._broker = broker
+        self._jetstream = broker.jetstream(timeout=_REPLY_S)
         self._directory = directory
 
     async def find(self, kind: type[_Entity], entity_id: str) -> tuple[_Entity, int] | None:
-        """An entity and its version; None if there is none. Raises Unavailable."""
+        """An entity and its version; None if there is none. Raises Unavailable.
+
+        `entity_id` must be one of our ids in form: it becomes part of a subject.
+        """
+        if not self._broker.is_connected:
+            raise Unavailable(_AWAY)
         try:
             subject = subjects.control_subject(_KINDS[kind], entity_id)
             message = await self._jetstream.get_last_msg(subjects.STREAM_CONTROL, subject)
@@ -58,20 +62,46 @@ class Control:
         Raises Conflict if another change came first, Unavailable.
         """
         event = ControlChanged(entity=entity, actor=actor, reason=reason, at_ms=clock.unix_ms())
-        subject = subjects.control_subject(_KINDS[type(entity)], entity.id)
-        headers = {"Nats-Expected-Last-Subject-Sequence": str(version)}
-        try:
-            ack = await self._jetstream.publish(
-                subject, events.encode_control(event), stream=subjects.STREAM_CONTROL, headers=headers
-            )
-        except APIError as error:
-            if error.err_code == _WRONG_SEQUENCE:
+        sequence = await self._publish(event, version)
+        await self._apply(event, sequence)
+        return sequence
+
+    async def _publish(self, event: ControlChanged, version: int) -> int:
+        if not self._broker.is_connected:
+            raise Unavailable(_AWAY)
+        subject = subjects.control_subject(_KINDS[type(event.entity)], event.entity.id)
+        message_id = f"{event.entity.id}:{secrets.token_hex(8)}"
+        headers = {"Nats-Expected-Last-Subject-Sequence": str(version), "Nats-Msg-Id": message_id}
+        payload = events.encode_control(event)
+        problem = _AWAY
+        for _ in range(_TRIES):
+            try:
+                ack = await self._jetstream.publish(
+                    subject, payload, stream=subjects.STREAM_CONTROL, headers=dict(headers)
+                )
+                return ack.seq
+            except APIError as error:
+                if error.err_code != _WRONG_SEQUENCE:
+                    break
+                if problem == _UNKNOWN and (sequence := await self._sequence_of(subject, message_id)):
+                    return sequence
                 raise Conflict("It was changed by somebody else in the meantime; read it again.") from None
-            raise Unavailable(_AWAY) from None
+            except (nats.errors.TimeoutError, nats.errors.ConnectionClosedError, OSError):
+                problem = _UNKNOWN  # a time-out does not mean "not stored"
+            except nats.errors.Error:
+                break
+        raise Unavailable(problem)
+
+    async def _sequence_of(self, subject: str, message_id: str) -> int | None:
+        """Where our change stands, if the newest one is ours: its first sending was stored and the answer got lost.
+
+        nats-server 2.15 compares sequences before it looks for repetitions, so it calls that a wrong sequence.
+        """
+        try:
+            message = await self._jetstream.get_last_msg(subjects.STREAM_CONTROL, subject)
         except _ERRORS:
-            raise Unavailable(_AWAY) from None
-        await self._apply(event, ack.seq)
-        return ack.seq
+            raise Unavailable(_UNKNOWN) from None
+        return message.seq if (message.headers or {}).get("Nats-Msg-Id") == message_id else None
 
     async def _apply(self, event: ControlChanged, version: int) -> None:
         try:

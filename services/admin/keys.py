@@ -1,6 +1,6 @@
 """API keys: the secret is shown once and kept nowhere."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import msgspec
 from starlette.requests import Request
@@ -10,13 +10,13 @@ from libs.common import apikeys, clock, ids
 from libs.common.events import ApiKey
 from services.admin.accounts import find_account
 from services.admin.problems import Missing
-from services.admin.resource import ACTOR, Context, Operation, read, respond, time_of
+from services.admin.resource import ACTOR, Context, Name, Operation, is_id, read, respond, time_of
 
 
 class NewKey(msgspec.Struct, forbid_unknown_fields=True):
     """To create a key."""
 
-    name: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+    name: Name
 
 
 class KeyChange(msgspec.Struct, forbid_unknown_fields=True):
@@ -85,7 +85,7 @@ async def delete(context: Context, request: Request) -> Response:
 
 async def _set_status(context: Context, request: Request, status: Literal["active", "disabled", "deleted"]) -> ApiKey:
     account_id, key_id = request.path_params["account_id"], request.path_params["key_id"]
-    found = await context.control.find(ApiKey, key_id) if key_id.isascii() and key_id.isidentifier() else None
+    found = await context.control.find(ApiKey, key_id) if is_id("key", key_id) else None
     if found is None or found[0].account_id != account_id or found[0].status == "deleted":
         raise Missing("This account has no such key.")
     key, version = found

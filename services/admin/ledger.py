@@ -1,5 +1,7 @@
 """Reads the archive. Every figure comes from ClickHouse through FINAL, so a replaced row is never counted."""
 
+import asyncio
+import logging
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -12,6 +14,9 @@ from services.admin.problems import Unavailable
 
 Row = dict[str, Any]
 
+_log: Final = logging.getLogger("relay.ledger")
+_CONNECT_S: Final = 2
+_REPLY_S: Final = 15
 _AWAY: Final = "The ledger does not answer. Try again."
 _DAY_MS: Final = 86_400_000
 _LATEST: Final = "ORDER BY time DESC, request_id DESC"
@@ -23,6 +28,7 @@ class Ledger:
     def __init__(self, url: str) -> None:
         self._url = url
         self._client: AsyncClient | None = None
+        self._connecting = asyncio.Lock()
 
     async def requests(self, filters: dict[str, Any], limit: int) -> list[Row]:
         """Rows, newest first. `filters`: account_id, key_id, from_ms, to_ms, and before_ms with before_id (exclusive)."""
@@ -71,12 +77,23 @@ class Ledger:
 
     async def _query(self, sql: str, parameters: dict[str, Any]) -> list[Row]:
         try:
-            if self._client is None:
-                self._client = await create_async_client(dsn=self._url, autogenerate_session_id=False)
-            result = await self._client.query(sql, parameters=parameters)
-        except (ClickHouseError, OSError):
+            client = await self._connected()
+            result = await client.query(sql, parameters=parameters)
+        except (ClickHouseError, OSError) as error:
+            _log.warning("ClickHouse: %s", " ".join(str(error).split())[:500] or type(error).__name__)
             raise Unavailable(_AWAY) from None
         return [dict(zip(result.column_names, row, strict=True)) for row in result.result_rows]
+
+    async def _connected(self) -> AsyncClient:
+        async with self._connecting:
+            if self._client is None:
+                self._client = await create_async_client(
+                    dsn=self._url,
+                    autogenerate_session_id=False,
+                    connect_timeout=_CONNECT_S,
+                    send_receive_timeout=_REPLY_S,
+                )
+            return self._client
 
 
 _CONDITIONS: Final = {

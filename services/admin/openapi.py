@@ -10,7 +10,8 @@ from services.admin.problems import CONTENT_TYPE, ProblemBody
 from services.admin.resource import Operation
 
 _REF: Final = "#/components/schemas/{name}"
-_PROBLEM_STATUSES: Final = ("400", "401", "404", "409", "413", "422", "503")
+_PROBLEM_STATUSES: Final = ("400", "401", "404", "503")
+_PROBLEM_STATUSES_OF_CHANGES: Final = ("409", "413", "422")
 
 
 def document(operations: Sequence[Operation], *, prefix: str) -> dict[str, Any]:
@@ -34,13 +35,15 @@ def document(operations: Sequence[Operation], *, prefix: str) -> dict[str, Any]:
 
 def _operation(operation: Operation) -> dict[str, Any]:
     problem = {"description": "Problem", "content": {CONTENT_TYPE: {"schema": _reference(ProblemBody)}}}
+    statuses = _PROBLEM_STATUSES + (_PROBLEM_STATUSES_OF_CHANGES if operation.method != "GET" else ())
     described: dict[str, Any] = {
         "summary": operation.summary,
         "operationId": f"{operation.handler.__module__.rpartition('.')[2]}_{operation.handler.__name__}",
-        "parameters": [*_path_parameters(operation), *_query_parameters(operation)],
+        "parameters": [*_path_parameters(operation), *_other_parameters(operation)],
         "responses": {
             str(operation.status): {"description": "Done", "content": _json(operation.answer)},
-            **dict.fromkeys(_PROBLEM_STATUSES, problem),
+            **dict.fromkeys(statuses, problem),
+            "default": problem | {"description": "Any other failure, the relay's own included: always a problem"},
         },
     }
     if operation.body is not None:
@@ -53,8 +56,13 @@ def _path_parameters(operation: Operation) -> list[dict[str, Any]]:
     return [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
 
 
-def _query_parameters(operation: Operation) -> list[dict[str, Any]]:
-    return [{"name": name, "in": "query", "schema": {"type": "string"}} for name in operation.query]
+def _other_parameters(operation: Operation) -> list[dict[str, Any]]:
+    places = {"query": operation.query, "header": operation.headers}
+    return [
+        {"name": name, "in": place, "description": meaning, "schema": {"type": "string"}}
+        for place, parameters in places.items()
+        for name, meaning in parameters.items()
+    ]
 
 
 def _json(kind: type) -> dict[str, Any]:

@@ -36,14 +36,15 @@ class Problem(Exception):
     title: ClassVar[str] = "Internal error"
     headers: ClassVar[dict[str, str]] = {}
 
-    def __init__(self, detail: str) -> None:
+    def __init__(self, detail: str, **headers: str) -> None:
         super().__init__(detail)
         self.detail = detail
+        self._headers = self.headers | headers
 
     def response(self) -> Response:
         """The answer."""
         body = msgspec.json.encode(ProblemBody(title=self.title, status=self.status, detail=self.detail))
-        return Response(body, self.status, headers=self.headers, media_type=CONTENT_TYPE)
+        return Response(body, self.status, headers=self._headers, media_type=CONTENT_TYPE)
 
 
 class BadInput(Problem):

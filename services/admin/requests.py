@@ -1,7 +1,8 @@
 """Ledger rows and receipts."""
 
 import base64
-from datetime import UTC, datetime
+import re
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final
 
@@ -12,13 +13,15 @@ from starlette.responses import Response
 from libs.common import ids, money
 from services.admin.ledger import Row
 from services.admin.problems import BadInput, Missing
-from services.admin.resource import Context, Operation, respond, time_of
+from services.admin.resource import Context, Operation, is_id, respond, time_of
 
 _LIMIT_DEFAULT: Final = 100
 _LIMIT_MAX: Final = 1000
-_ID_CHARS_MAX: Final = 128
+_ANY_ID: Final = re.compile(r"[A-Za-z0-9_.:-]{1,128}", re.ASCII)
+_TIME_MS_MAX: Final = 4_102_444_800_000  # 2100-01-01
 _ATTOS_PER_USD: Final = 10**18
 _MTOK: Final = 10**6
+_EPOCH: Final = datetime.fromtimestamp(0, UTC)
 
 
 class LineView(msgspec.Struct, kw_only=True, rename={"price_class": "class"}):
@@ -75,11 +78,16 @@ class RequestPage(msgspec.Struct):
 async def list_page(context: Context, request: Request) -> Response:
     """GET /requests."""
     query = request.query_params
-    filters: dict[str, Any] = {name: query[name] for name in ("account_id", "key_id") if query.get(name)}
+    filters: dict[str, Any] = {}
+    for name, prefix in (("account_id", "acct"), ("key_id", "key")):
+        if name in query:
+            if not is_id(prefix, query[name]):
+                raise BadInput(f"{name} must be an id such as {prefix}_ and 32 hex digits.")
+            filters[name] = query[name]
     for name in ("from", "to"):
-        if query.get(name):
+        if name in query:
             filters[f"{name}_ms"] = _time_ms(name, query[name])
-    if query.get("cursor"):
+    if "cursor" in query:
         filters["before_ms"], filters["before_id"] = _cursor(query["cursor"])
     limit = _limit(query.get("limit", str(_LIMIT_DEFAULT)))
     rows = await context.ledger.requests(filters, limit + 1)
@@ -90,7 +98,8 @@ async def list_page(context: Context, request: Request) -> Response:
 
 async def show(context: Context, request: Request) -> Response:
     """GET /requests/{request_id}: by our id, or by the upstream's."""
-    row = await context.ledger.request(request.path_params["request_id"][:_ID_CHARS_MAX])
+    request_id = request.path_params["request_id"]
+    row = await context.ledger.request(request_id) if _ANY_ID.fullmatch(request_id) else None
     if row is None:
         raise Missing("There is no such request in the ledger (a request stands there a moment after its end).")
     return respond(_view(row))
@@ -134,12 +143,21 @@ def _usd_per_mtok(attos: int) -> str:
 def _time_ms(name: str, text: str) -> int:
     """RFC 3339, a date (midnight UTC), or Unix milliseconds."""
     if text.isascii() and text.isdigit() and len(text) <= 14 and len(text) != 8:
-        return int(text)
+        return _bounded_ms(name, int(text))
     try:
         time = datetime.fromisoformat(text)
     except ValueError:
-        raise BadInput(f"{name} must be a time such as 2026-11-23T20:00:00Z or a date.") from None
-    return int((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * 1000)
+        raise BadInput(
+            f"{name} must be a time such as 2026-11-23T20:00:00Z, a date, or Unix milliseconds (a + in a URL is %2B)."
+        ) from None
+    since_epoch = (time if time.tzinfo else time.replace(tzinfo=UTC)) - _EPOCH
+    return _bounded_ms(name, since_epoch // timedelta(milliseconds=1))
+
+
+def _bounded_ms(name: str, time_ms: int) -> int:
+    if not 0 <= time_ms < _TIME_MS_MAX:
+        raise BadInput(f"{name} must lie between the years 1970 and 2100.")
+    return time_ms
 
 
 def _limit(text: str) -> int:
@@ -155,7 +173,7 @@ def _encode_cursor(request_id: str) -> str:
 def _cursor(text: str) -> tuple[int, str]:
     try:
         request_id = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode("ascii")
-        return ids.id_time_ms(request_id), request_id
+        return _bounded_ms("cursor", ids.id_time_ms(request_id)), request_id
     except ValueError:
         raise BadInput("cursor must be one that an earlier answer gave.") from None
 
@@ -163,7 +181,15 @@ def _cursor(text: str) -> tuple[int, str]:
 OPERATIONS = (
     Operation(
         method="GET", path="/requests", handler=list_page, summary="List ledger rows, newest first",
-        answer=RequestPage, query=("account_id", "key_id", "from", "to", "limit", "cursor"),
+        answer=RequestPage,
+        query={
+            "account_id": "of one account",
+            "key_id": "of one key",
+            "from": "not before this time: RFC 3339, a date (midnight UTC), or Unix milliseconds",
+            "to": "before this time",
+            "limit": f"rows of a page, 1 to {_LIMIT_MAX}; {_LIMIT_DEFAULT} if not given",
+            "cursor": "next_cursor of the page before",
+        },
     ),
     Operation(
         method="GET", path="/requests/{request_id}", handler=show, summary="Show a receipt", answer=RequestView

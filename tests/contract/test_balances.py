@@ -1,0 +1,221 @@
+"""The scripts on a real Redis and their second telling in Python: the same answers, the same balances, for any calls."""
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from redis.asyncio import Redis
+
+from libs.common import ids, money, redisclient, rediskeys
+from libs.common.balances import Balance, Balances, Settlement, StoreRefused
+from libs.common.directory import Directory
+from libs.common.events import Account, ApiKey, ControlChanged, Credit, Entity
+from tests.contract.fakes import MemoryBalances
+
+MAX: Final = money.AMOUNT_NANOS_MAX
+amounts = st.sampled_from([1, 7, 10**9, -(10**9), MAX, -MAX, MAX - 1]) | st.integers(-(10**12), 10**12)
+costs = st.sampled_from([0, 0, 1, 10**15 - 1]) | st.integers(0, 10**10)
+two = st.integers(0, 1)
+versions = st.sampled_from([1, 2, 3, 4, 10, 99, 255])
+operations = st.one_of(
+    st.tuples(st.just("account"), two, st.integers(1, 6), st.sampled_from(["active", "disabled"]), st.integers(0, 9)),
+    st.tuples(st.just("key"), two, st.integers(1, 6), st.sampled_from(["active", "disabled", "deleted"])),
+    st.tuples(st.just("credit"), two, st.integers(0, 3), amounts),
+    st.tuples(st.just("settle"), two, two, versions, costs),
+    st.tuples(st.just("settle"), st.just(0), st.just(0), versions, costs),
+    st.tuples(st.just("remember"), two, two, versions, costs),
+    st.tuples(st.just("admit"), two),
+    st.tuples(st.just("forget scripts")),
+)
+
+
+class Both:
+    """Real and told, side by side, with names of their own."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self.real = Balances(redis)
+        self._directory = Directory(redis, self.real)
+        self.told = MemoryBalances()
+        self.accounts = [ids.new_account_id() for _ in range(2)]
+        self._keys = [ids.new_key_id() for _ in range(2)]
+        self._requests = [[ids.new_request_id() for _ in range(2)] for _ in range(2)]
+        self._credits = [ids.new_credit_id() for _ in range(4)]
+
+    async def do(self, operation: tuple[Any, ...]) -> None:
+        """One operation on both; they answer alike."""
+        match operation:
+            case ("account", number, version, status, multiplier):
+                await self._account(self.accounts[number], version, status, multiplier)
+            case ("key", number, version, status):
+                await self._key(number, version, status)
+            case ("credit", number, entry, amount):
+                asked = (self.accounts[number], self._credits[entry], amount)
+                assert await self.real.credit(*asked) == await self.told.credit(*asked)
+            case ("settle", number, request, version, cost):
+                settlement = Settlement(self.accounts[number], self._requests[number][request], version, cost)
+                assert await self.real.settle(settlement) == await self.told.settle(settlement)
+            case ("remember", number, request, version, cost):
+                settlement = Settlement(self.accounts[number], self._requests[number][request], version, cost)
+                await self.real.remember(settlement)
+                await self.told.remember(settlement)
+            case ("admit", number):
+                names = (self.accounts[number], self._keys[number])
+                assert await self.real.admit(*names) == await self.told.admit(*names)
+            case _:
+                await self._redis.script_flush()
+
+    async def agree(self) -> None:
+        """Balances are equal, and add up."""
+        for account_id in self.accounts:
+            balance = await self.real.read(account_id)
+            assert balance == await self.told.read(account_id)
+            if balance is not None:
+                assert balance.granted == balance.available + balance.held + balance.spent
+
+    async def _account(self, account_id: str, version: int, status: Any, multiplier: int) -> None:
+        entity = Account(id=account_id, name="", created_at_ms=1, status=status, multiplier_ppm=multiplier)
+        fields = {"status": status, "multiplier_ppm": str(multiplier), "on_disconnect": "drain"}
+        applied = self.told.put_account(account_id, version, fields)
+        assert await self._apply(entity, version) == ("APPLIED" if applied else "DUPLICATE")
+
+    async def _key(self, number: int, version: int, status: Any) -> None:
+        account_id, key_id = self.accounts[number], self._keys[number]
+        entity = ApiKey(
+            id=key_id, account_id=account_id, name="", created_at_ms=1, sha256=key_id, hint="", status=status
+        )
+        applied = self.told.put_key(account_id, key_id, version, status)
+        assert await self._apply(entity, version) == ("APPLIED" if applied else "DUPLICATE")
+        assert await self._directory.find_key(entity.sha256) == (account_id, key_id)
+
+    async def _apply(self, entity: Entity, version: int) -> str:
+        return await self._directory.apply(ControlChanged(entity=entity, actor="", reason="", at_ms=1), version)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.booleans(), st.lists(operations, min_size=10, max_size=50))
+def test_any_calls_have_the_same_outcome(redis_url: str, known: bool, drawn: list[tuple[Any, ...]]) -> None:
+    async def run() -> None:
+        redis = redisclient.connect(redis_url, try_seconds=redisclient.TRY_S_UNHURRIED)
+        both = Both(redis)
+        if known:
+            await both.do(("account", 0, 1, "active", 1))
+            await both.do(("key", 0, 1, "active"))
+        for operation in drawn:
+            await both.do(operation)
+            await both.agree()
+        await redis.aclose()
+
+    asyncio.run(run())
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncIterator[Redis]:
+    client = redisclient.connect(redis_url, try_seconds=redisclient.TRY_S_UNHURRIED)
+    yield client
+    await client.aclose()
+
+
+@contextlib.asynccontextmanager
+async def funded(redis: Redis, amount: int = 10**9) -> AsyncIterator[tuple[Balances, str]]:
+    balances, account_id = Balances(redis), ids.new_account_id()
+    account = Account(id=account_id, name="", created_at_ms=1)
+    event = ControlChanged(entity=account, actor="", reason="", at_ms=1)
+    await Directory(redis, balances).apply(event, 1)
+    assert await balances.credit(account_id, ids.new_credit_id(), amount) == "APPLIED"
+    yield balances, account_id
+
+
+@pytest.mark.anyio
+async def test_many_at_once_settle_each_event_once(redis: Redis) -> None:
+    """Eight workers bring the same thousand events in orders of their own; scripts get lost in between."""
+    async with funded(redis) as (balances, account_id):
+        events = [Settlement(account_id, ids.new_request_id(), 1 + n % 3, n) for n in range(1000)]
+        workers = [Balances(redis) for _ in range(8)]
+        await redis.script_flush()
+        results = await asyncio.gather(
+            *(
+                worker.settle(event)
+                for number, worker in enumerate(workers)
+                for event in itertools.chain(events[number * 100 :], events[: number * 100])
+            )
+        )
+        assert results.count("APPLIED") == 1000
+        assert results.count("DUPLICATE") == 7000
+        spent = sum(range(1000))
+        assert await balances.read(account_id) == Balance(10**9 - spent, 0, spent, 10**9)
+
+
+@pytest.mark.anyio
+async def test_versions_of_one_request_at_once_end_at_the_highest(redis: Redis) -> None:
+    async with funded(redis) as (balances, account_id):
+        request_id = ids.new_request_id()
+        versions = [Settlement(account_id, request_id, version, version * 100) for version in range(1, 40)]
+        workers = [Balances(redis) for _ in range(len(versions))]
+        await asyncio.gather(*(worker.settle(one) for worker, one in zip(workers, versions, strict=True)))
+        balance = await balances.read(account_id)
+        assert balance is not None and balance.spent == 3900
+
+
+@pytest.mark.anyio
+async def test_a_settled_event_is_remembered_for_three_days_from_its_last_coming(redis: Redis) -> None:
+    async with funded(redis) as (balances, account_id):
+        event = Settlement(account_id, ids.new_request_id(), 3, 5)
+        name = rediskeys.settled(account_id, event.request_id)
+        await balances.settle(event)
+        for come_again in (balances.settle, balances.remember):
+            await redis.expire(name, 60)
+            await come_again(event)
+            assert await redis.ttl(name) > rediskeys.SETTLED_KEPT_S - 60
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("version", "cost"), [(1000, 1), (-1, 1), (1, -1), (1, 10**15)])
+async def test_what_a_script_cannot_hold_is_refused_and_changes_nothing(redis: Redis, version: int, cost: int) -> None:
+    async with funded(redis) as (balances, account_id):
+        good = Settlement(account_id, ids.new_request_id(), 3, 5)
+        bad = Settlement(account_id, ids.new_request_id(), version, cost)
+        results = await asyncio.gather(balances.settle(bad), balances.settle(good), return_exceptions=True)
+        assert isinstance(results[0], StoreRefused)
+        assert results[1] == "APPLIED"
+        assert await balances.read(account_id) == Balance(10**9 - 5, 0, 5, 10**9)
+
+
+@pytest.mark.anyio
+async def test_a_key_of_another_kind_is_an_error_of_its_own(redis: Redis) -> None:
+    async with funded(redis) as (balances, account_id):
+        other = ids.new_account_id()
+        await redis.set(rediskeys.account(other), "not a hash")
+        entry = ids.new_credit_id()
+        results = await asyncio.gather(
+            balances.credit(other, entry, 5), balances.credit(account_id, entry, 5), return_exceptions=True
+        )
+        assert isinstance(results[0], StoreRefused)
+        assert results[1] == "APPLIED"
+
+
+@pytest.mark.anyio
+async def test_a_credit_entity_is_applied_once_whoever_brings_it(redis: Redis) -> None:
+    async with funded(redis, 5) as (balances, account_id):
+        entry = Credit(id=ids.new_credit_id(), account_id=account_id, amount_nanos=7, reason="", created_at_ms=1)
+        event = ControlChanged(entity=entry, actor="", reason="", at_ms=1)
+        results = await asyncio.gather(*(Directory(redis, Balances(redis)).apply(event, n) for n in range(20)))
+        assert sorted(results) == ["APPLIED", *["DUPLICATE"] * 19]
+        assert await balances.read(account_id) == Balance(12, 0, 0, 12)
+
+
+@pytest.mark.anyio
+async def test_whether_a_key_may_be_used_at_all(redis: Redis) -> None:
+    async with funded(redis) as (balances, account_id):
+        directory = Directory(redis, balances)
+        key = ApiKey(id=ids.new_key_id(), account_id=account_id, name="", created_at_ms=1, sha256="x", hint="")
+        assert not await directory.key_is_active(account_id, key.id)
+        await directory.apply(ControlChanged(entity=key, actor="", reason="", at_ms=1), 2)
+        assert await directory.key_is_active(account_id, key.id)
+        assert not await directory.key_is_active(ids.new_account_id(), key.id)
+        assert await directory.find_key("0" * 64) is None

@@ -1,0 +1,162 @@
+"""What the services rely on in JetStream: streams as configured, compare-and-set by subject, repetitions that are none."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import nats.errors
+import pytest
+from nats.aio.client import Client
+from nats.js.api import PubAck, StreamConfig
+from nats.js.client import JetStreamContext
+from nats.js.errors import APIError
+
+from libs.common import ids, streams, subjects
+from libs.common.events import Account
+from libs.common.streams import StreamMissing
+from libs.localstack.process import free_port
+from libs.localstack.stores import start_nats
+from services.admin.control import Control
+from services.admin.problems import Conflict, Unavailable
+from tests.unit.accounting.samples import account
+from tests.unit.accounting.test_control import Applied
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(scope="module")
+def empty_nats_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server without streams."""
+    directory: Path = tmp_path_factory.mktemp("nats")
+    port = free_port()
+    process = start_nats(directory, directory / "logs", port=port)
+    yield f"nats://127.0.0.1:{port}"
+    process.stop()
+
+
+@pytest.fixture
+async def broker(nats_url: str) -> AsyncIterator[Client]:
+    connected = await streams.connect(nats_url, name="test")
+    await streams.create(connected.jetstream(), replicas=1, bytes_max=2**28)
+    yield connected
+    await connected.close()
+
+
+async def test_streams_are_made_once_and_checked(empty_nats_url: str) -> None:
+    broker = await streams.connect(empty_nats_url, name="test")
+    jetstream = broker.jetstream()
+    with pytest.raises(StreamMissing, match="USAGE does not exist"):
+        await streams.check(jetstream)
+    for _ in range(2):
+        await streams.create(jetstream, replicas=1, bytes_max=2**20)
+    await streams.check(jetstream)
+    for name in ("USAGE", "CONTROL", "DLQ"):
+        config = (await jetstream.stream_info(name)).config
+        assert config.deny_delete and config.deny_purge and config.max_bytes == 2**20
+        with pytest.raises(APIError):
+            await jetstream.purge_stream(name)
+        with pytest.raises(APIError):
+            await jetstream.delete_msg(name, 1)
+    await broker.close()
+
+
+async def test_a_stream_of_another_make_is_not_taken(tmp_path: Path) -> None:
+    port = free_port()
+    process = start_nats(tmp_path, tmp_path / "logs", port=port)
+    broker = await streams.connect(f"nats://127.0.0.1:{port}", name="test")
+    jetstream = broker.jetstream()
+    await jetstream.add_stream(StreamConfig(name="USAGE", subjects=["usage.>"], max_age=60))
+    await streams.create(jetstream, replicas=1, bytes_max=2**20)
+    with pytest.raises(StreamMissing, match="USAGE"):
+        await streams.check(jetstream)
+    await broker.close()
+    process.stop()
+
+
+async def test_publishing_while_away_fails_at_once(tmp_path: Path) -> None:
+    port = free_port()
+    process = start_nats(tmp_path, tmp_path / "logs", port=port)
+    broker = await streams.connect(f"nats://127.0.0.1:{port}", name="test")
+    process.stop()
+    while broker.is_connected:
+        await asyncio.sleep(0.01)
+    started = time.monotonic()
+    with pytest.raises(nats.errors.Error):
+        await broker.jetstream().publish("usage.v1.p00", b"", timeout=5)
+    assert time.monotonic() - started < 1
+    await streams.close(broker)
+    await streams.close(broker)
+    await streams.close(Client())
+
+
+async def send(jetstream: JetStreamContext, entity_id: str, expected: int, message_id: str) -> PubAck:
+    headers = {"Nats-Expected-Last-Subject-Sequence": str(expected), "Nats-Msg-Id": message_id}
+    subject = subjects.control_subject("account", entity_id)
+    return await jetstream.publish(subject, b"{}", stream=subjects.STREAM_CONTROL, headers=headers)
+
+
+async def test_compare_and_set(broker: Client) -> None:
+    jetstream, entity_id = broker.jetstream(), ids.new_account_id()
+    first = await send(jetstream, entity_id, 0, f"{entity_id}:a")
+    for message_id in ("a", "b"):  # also for a repetition: the server compares before it looks for those
+        with pytest.raises(APIError) as caught:
+            await send(jetstream, entity_id, 0, f"{entity_id}:{message_id}")
+        assert caught.value.err_code == 10071
+    assert (await send(jetstream, entity_id, first.seq, f"{entity_id}:c")).seq > first.seq
+
+
+async def test_a_stream_that_is_not_there_is_an_error(broker: Client) -> None:
+    with pytest.raises((nats.errors.Error, APIError)):
+        await broker.jetstream().publish("control.account.x", b"", stream="NO_SUCH_STREAM")
+
+
+async def test_control_finds_and_puts(broker: Client) -> None:
+    control = Control(broker, Applied())  # type: ignore[arg-type]
+    entity = account(ids.new_account_id())
+    assert await control.find(type(entity), entity.id) is None
+    version = await control.put(entity, version=0, actor="test", reason="created")
+    assert await control.find(type(entity), entity.id) == (entity, version)
+    with pytest.raises(Conflict):
+        await control.put(entity, version=0, actor="test", reason="again")
+    assert await control.put(entity, version=version, actor="test", reason="changed") > version
+
+
+class Deaf(JetStreamContext):
+    """A log that stores, and whose first acknowledgements get lost."""
+
+    def __init__(self, jetstream: JetStreamContext, lost: int) -> None:
+        super().__init__(jetstream._nc, timeout=2)
+        self.lost = lost
+
+    async def publish(self, *sent: Any, **options: Any) -> PubAck:
+        try:
+            return await super().publish(*sent, **options)
+        finally:
+            self.lost -= 1
+            if self.lost >= 0:
+                raise nats.errors.TimeoutError
+
+
+async def test_a_change_whose_acknowledgement_is_lost_is_made_once(broker: Client) -> None:
+    control = Control(broker, Applied())  # type: ignore[arg-type]
+    entity = account(ids.new_account_id())
+    control._jetstream = Deaf(broker.jetstream(), lost=1)
+    version = await control.put(entity, version=0, actor="test", reason="created")
+    assert await control.find(type(entity), entity.id) == (entity, version)
+    control._jetstream = Deaf(broker.jetstream(), lost=1)
+    with pytest.raises(Conflict):
+        await control.put(entity, version=version - 1, actor="test", reason="too late")
+
+
+async def test_when_no_answer_comes_nobody_says_that_nothing_was_changed(broker: Client) -> None:
+    control = Control(broker, Applied())  # type: ignore[arg-type]
+    control._jetstream = Deaf(broker.jetstream(), lost=2)
+    with pytest.raises(Unavailable, match="may have been made or not"):
+        await control.put(account(ids.new_account_id()), version=0, actor="test", reason="created")
+    nobody = Control(Client(), Applied())  # type: ignore[arg-type]
+    with pytest.raises(Unavailable, match="nothing was changed"):
+        await nobody.put(account(), version=0, actor="test", reason="")
+    with pytest.raises(Unavailable):
+        await nobody.find(Account, "acct_1")

@@ -1,0 +1,120 @@
+"""The OpenAPI document: whole, valid, and about every operation."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from jsonschema import Draft202012Validator
+
+from services.admin import openapi
+from services.admin.app import OPERATIONS, PREFIX
+from services.admin.problems import (
+    BadInput,
+    Conflict,
+    Missing,
+    Problem,
+    TooLarge,
+    Unauthorized,
+    Unavailable,
+    Unprocessable,
+    WrongMethod,
+)
+from services.admin.resource import Operation
+
+DOCUMENT = openapi.document(OPERATIONS, prefix=PREFIX)
+
+
+def walk(value: Any) -> list[Any]:
+    """Every object inside."""
+    inside = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+    return [value, *(one for part in inside for one in walk(part))]
+
+
+def test_every_path_of_the_issue_is_there() -> None:
+    wanted = {
+        ("post", "/accounts"),
+        ("post", "/accounts/{account_id}/credits"),
+        ("post", "/accounts/{account_id}/keys"),
+        ("get", "/accounts/{account_id}/balance"),
+        ("get", "/requests"),
+        ("get", "/requests/{request_id}"),
+    }
+    found = {(method, path.removeprefix(PREFIX)) for path, one in DOCUMENT["paths"].items() for method in one}
+    assert wanted <= found
+
+
+def test_every_reference_leads_somewhere() -> None:
+    for one in walk(DOCUMENT):
+        if isinstance(one, dict) and "$ref" in one:
+            assert one["$ref"].rpartition("/")[2] in DOCUMENT["components"]["schemas"]
+
+
+@pytest.mark.parametrize("name", DOCUMENT["components"]["schemas"])
+def test_schemas_are_schemas(name: str) -> None:
+    Draft202012Validator.check_schema(DOCUMENT["components"]["schemas"][name])
+
+
+def test_operations_are_whole() -> None:
+    names = []
+    for path, operations in DOCUMENT["paths"].items():
+        for method, operation in operations.items():
+            names.append(operation["operationId"])
+            given = {one["name"] for one in operation["parameters"] if one["in"] == "path"}
+            assert given == set(re.findall(r"{(\w+)}", path))
+            assert {"401", "default"} <= set(operation["responses"])
+            assert ("requestBody" in operation) == (method in ("post", "patch"))
+            assert ("409" in operation["responses"]) == (method != "get")
+    assert len(names) == len(set(names))
+
+
+def test_headers_and_queries_are_described() -> None:
+    credit = DOCUMENT["paths"][f"{PREFIX}/accounts/{{account_id}}/credits"]["post"]
+    assert [one["name"] for one in credit["parameters"] if one["in"] == "header"] == ["Idempotency-Key"]
+    listing = DOCUMENT["paths"][f"{PREFIX}/requests"]["get"]["parameters"]
+    assert {one["name"] for one in listing} == {"account_id", "key_id", "from", "to", "limit", "cursor"}
+    assert all(one["description"] for one in listing)
+
+
+@pytest.mark.parametrize(
+    "kind", [BadInput, Unauthorized, Missing, WrongMethod, Conflict, TooLarge, Unprocessable, Unavailable, Problem]
+)
+def test_problems_have_their_schema(kind: type[Problem]) -> None:
+    answer = kind("what happened")
+    response = answer.response()
+    schema = {**DOCUMENT, "$ref": "#/components/schemas/ProblemBody"}
+    Draft202012Validator(schema).validate({"title": kind.title, "status": kind.status, "detail": "what happened"})
+    assert (response.status_code, response.headers["content-type"]) == (kind.status, "application/problem+json")
+
+
+def test_a_problem_may_carry_headers() -> None:
+    assert WrongMethod("no", allow="GET").response().headers["allow"] == "GET"
+    assert Unavailable("no").response().headers["retry-after"] == "2"
+
+
+GUIDE = (Path(__file__).parent.parent.parent.parent / "docs" / "api.md").read_text()
+SECTION = re.compile(r"^### (GET|POST|PATCH|DELETE) (\S+)\n(.*?)(?=^##|\Z)", re.MULTILINE | re.DOTALL)
+SECTIONS = {(method, path): text for method, path, text in SECTION.findall(GUIDE)}
+
+
+def test_the_guide_shows_every_operation_and_no_other() -> None:
+    assert set(SECTIONS) == {(one.method, PREFIX + one.path) for one in OPERATIONS}
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda one: f"{one.method} {one.path}")
+def test_the_guides_examples_are_what_is_sent_and_answered(operation: Operation) -> None:
+    text = SECTIONS[operation.method, PREFIX + operation.path]
+    (command,) = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    method = re.search(r"-X (\w+)", command)
+    assert (method[1] if method else "GET") == operation.method
+    assert '-H "Authorization: Bearer $TOKEN"' in command
+    sent = re.search(r"-d '(.*?)'", command)
+    assert (sent is not None) == (operation.body is not None)
+    if sent is not None:
+        msgspec.json.decode(sent[1], type=operation.body)
+    (answer,) = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    schema = {**DOCUMENT, "$ref": f"#/components/schemas/{operation.answer.__name__}"}
+    Draft202012Validator(schema).validate(msgspec.json.decode(answer))
+    for name in [*operation.query, *operation.headers]:
+        assert f"`{name}`" in text
