@@ -1,11 +1,9 @@
 """Builds the gateway: every object once, and the two local paths that are not the relay's."""
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
 import httpx2
-import nats.errors
 from nats.aio.client import Client
 from redis.asyncio import Redis
 from starlette.applications import Starlette
@@ -55,8 +53,7 @@ def create_app(
         finally:
             await publisher.flush(config.shutdown_seconds)
             connecting.cancel()
-            with contextlib.suppress(nats.errors.Error, OSError, asyncio.CancelledError):
-                await broker.close()
+            await streams.close(broker)
             await transport.aclose()
             await redis.aclose()
 
