@@ -17,7 +17,7 @@ $(STAMP): requirements-dev.txt
 	@echo "setting up $(VENV) (a few hundred MB; once) …"
 	@$(PYTHON) -m venv $(VENV) || { echo "python3 has no venv: install your system's python3-venv package"; exit 1; }
 	@$(BIN)/python -m pip install --progress-bar off --disable-pip-version-check --require-hashes -r requirements-dev.txt \
-	  | grep --line-buffered -E '^(Collecting|Installing|Successfully|ERROR)' | cut -c1-100
+	  | grep --line-buffered -E '^(Collecting|Downloading|Installing|Successfully|ERROR)' | cut -c1-100
 	@$(BIN)/python -c 'import chdb, nats, redis, httpx2, anthropic' || { echo "the installation is not complete; see above"; exit 1; }
 	@touch $@
 

@@ -183,6 +183,7 @@ def _relay_config(home: Path, upstream_url: str) -> LocalConfig:
         gateway_port=0,
         admin_port=0,
         upstream_url=upstream_url,
+        admin_token="",
         upstream_api_key="sk-ant-bench",
         environment={name: value for name, value in os.environ.items() if not name.startswith(ours)},
     )

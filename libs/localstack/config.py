@@ -19,8 +19,10 @@ class LocalConfig:
     upstream_url: str
     """Empty: the simulator."""
     upstream_api_key: str
+    admin_token: str
+    """Empty: one is made and kept."""
     environment: Mapping[str, str]
-    """What children inherit: everything but the upstream credential, which only the gateway gets."""
+    """What children inherit: everything but the upstream credential, which only the gateway gets, and the admin token."""
 
 
 def load(environment: Mapping[str, str] | None = None) -> LocalConfig:
@@ -30,17 +32,18 @@ def load(environment: Mapping[str, str] | None = None) -> LocalConfig:
     values.pop("ANTHROPIC_API_KEY", None)
     url = values.pop("RELAY_UPSTREAM_URL", "") or (ANTHROPIC_URL if api_key else "")
     return LocalConfig(
-        home=Path(values.get("RELAY_HOME", ".relay")).absolute(),
+        home=Path(values.get("RELAY_HOME") or ".relay").absolute(),
         gateway_port=_port(values, "RELAY_GATEWAY_PORT", 8080),
         admin_port=_port(values, "RELAY_ADMIN_PORT", 8081),
         upstream_url=url,
         upstream_api_key=api_key,
+        admin_token=values.pop("RELAY_ADMIN_TOKEN", ""),
         environment=values,
     )
 
 
 def _port(values: Mapping[str, str], name: str, default: int) -> int:
-    text = values.get(name, str(default))
-    if not text.isdigit() or int(text) > 65535:
+    text = values.get(name) or str(default)
+    if not (text.isascii() and text.isdigit()) or int(text) > 65535:
         raise ValueError(f"{name} must be a port number, not {text!r}")
     return int(text)

@@ -3,10 +3,10 @@
 import fcntl
 import json
 import os
+import queue
 import secrets
 import signal
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import IO, Any, Final
@@ -24,6 +24,9 @@ _DEMO_CREDIT_USD: Final = "25.00"
 _SIMULATOR_KEY: Final = "sk-ant-simulator"
 
 
+Stopping = queue.SimpleQueue[None]
+
+
 class AlreadyRunning(Exception):
     """Another `make run` uses the same directory."""
 
@@ -34,12 +37,12 @@ class LocalRelay:
     def __init__(self, config: LocalConfig) -> None:
         self._config = config
         self._logs = config.home / "logs"
-        self._stores = Stores(config.home, self._logs)
+        self._stores = Stores(config.home, self._logs, config.environment)
         self._services: list[Process] = []
         self._gateway_port = config.gateway_port or free_port()
         self._admin_port = config.admin_port or free_port()
         self._saved = _read_json(config.home / "run.json")
-        self._admin_token = self._saved.get("admin_token") or secrets.token_urlsafe(32)
+        self._admin_token = config.admin_token or self._saved.get("admin_token") or secrets.token_urlsafe(32)
         self._upstream_url = config.upstream_url
         self.gateway_url = f"http://127.0.0.1:{self._gateway_port}"
         self.admin_url = f"http://127.0.0.1:{self._admin_port}"
@@ -78,13 +81,16 @@ class LocalRelay:
         _write_private(self._config.home / "run.json", run)
         return run
 
-    def watch(self, stopping: threading.Event) -> Process | None:
+    def watch(self, stopping: Stopping) -> Process | None:
         """Wait until told to stop (None), or until a process has died (that one)."""
-        while not stopping.wait(_WATCH_S):
-            for process in self._all():
-                if not process.is_running():
-                    return process
-        return None
+        while True:
+            try:
+                stopping.get(timeout=_WATCH_S)
+            except queue.Empty:
+                if died := next((process for process in self._all() if not process.is_running()), None):
+                    return died
+            else:
+                return None
 
     def stop(self) -> None:
         """Services first, the gateway before what it feeds; then the stores."""
@@ -106,6 +112,8 @@ class LocalRelay:
             "RELAY_REDIS_URL": self._stores.redis_url,
             "RELAY_CLICKHOUSE_URL": self._stores.clickhouse_url,
             "PYTHONUNBUFFERED": "1",
+            "NO_PROXY": "127.0.0.1",
+            "no_proxy": "127.0.0.1",
         }
 
     def _bootstrap(self) -> None:
@@ -115,14 +123,17 @@ class LocalRelay:
         deadline = time.monotonic() + _READY_S
         while process.is_running() and time.monotonic() < deadline:
             time.sleep(0.05)
-        if not process.stop() or "are there" not in process.log_tail():
+        process.stop()
+        if process.exit_code != 0:
             raise ProcessFailed(f"bootstrap failed:\n{process.log_tail()}")
 
     def _start_simulator(self) -> None:
         port = free_port()
         _say("starting the Claude API simulator (no ANTHROPIC_API_KEY given) …")
         command = [sys.executable, "-m", "libs.localstack.simulator", "--port", str(port), "--gap-ms", "15"]
-        process = Process.start("simulator", command, log=self._logs / "simulator.log")
+        process = Process.start(
+            "simulator", command, log=self._logs / "simulator.log", environment=self._config.environment
+        )
         self._services.append(process)
         process.wait_until(port_answers(port), seconds=_READY_S)
         self._upstream_url = f"http://127.0.0.1:{port}"
@@ -157,9 +168,11 @@ def main() -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    stopping = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopping.set())
+    stopping: Stopping = (
+        queue.SimpleQueue()
+    )  # an Event would deadlock when a second Ctrl-C comes inside its first set()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: stopping.put(None))
     config.home.mkdir(parents=True, exist_ok=True)
     try:
         with _Lock(config.home / "lock"):
@@ -169,7 +182,7 @@ def main() -> int:
         return 1
 
 
-def _run(config: LocalConfig, stopping: threading.Event) -> int:
+def _run(config: LocalConfig, stopping: Stopping) -> int:
     relay = LocalRelay(config)
     try:
         run = relay.start()
@@ -199,7 +212,7 @@ The relay is running.
 
 Try it:
 
-  curl -N {url}/v1/messages \\
+  curl -iN {url}/v1/messages \\
     -H "x-api-key: {key}" -H "anthropic-version: 2023-06-01" \\
     -H "content-type: application/json" \\
     -d '{{"model":"claude-sonnet-4-6","max_tokens":200,"stream":true,"messages":[{{"role":"user","content":"Hello"}}]}}'

@@ -1,8 +1,10 @@
 """NATS, Redis and ClickHouse's engine as local processes, configured as production wants them."""
 
+import json
 import shutil
 import sys
 import sysconfig
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -12,7 +14,7 @@ _START_S: Final = 30
 _DATABASE: Final = "relay"
 
 
-def start_nats(directory: Path, logs: Path, *, port: int) -> Process:
+def start_nats(directory: Path, logs: Path, *, port: int, environment: Mapping[str, str] | None = None) -> Process:
     """JetStream, one node, every message synced before it is acknowledged."""
     monitor = free_port()
     directory.mkdir(parents=True, exist_ok=True)
@@ -20,14 +22,16 @@ def start_nats(directory: Path, logs: Path, *, port: int) -> Process:
     config.write_text(
         f"""listen: 127.0.0.1:{port}
 http: 127.0.0.1:{monitor}
-jetstream {{ store_dir: "{directory}", sync_interval: always }}
+jetstream {{ store_dir: {json.dumps(str(directory), ensure_ascii=False)}, sync_interval: always }}
 """
     )
-    process = Process.start("nats", [_binary("nats-server"), "-c", str(config)], log=logs / "nats.log")
+    process = Process.start(
+        "nats", [_binary("nats-server"), "-c", str(config)], log=logs / "nats.log", environment=environment
+    )
     return process.wait_until(http_answers(f"http://127.0.0.1:{monitor}/healthz"), seconds=_START_S)
 
 
-def start_redis(directory: Path, logs: Path, *, port: int) -> Process:
+def start_redis(directory: Path, logs: Path, *, port: int, environment: Mapping[str, str] | None = None) -> Process:
     """Append-only file, synced every second; never evicts."""
     directory.mkdir(parents=True, exist_ok=True)
     options = {
@@ -42,29 +46,31 @@ def start_redis(directory: Path, logs: Path, *, port: int) -> Process:
     command = [_redis_server()]
     for name, value in options.items():
         command += [f"--{name}", value]
-    process = Process.start("redis", command, log=logs / "redis.log")
+    process = Process.start("redis", command, log=logs / "redis.log", environment=environment)
     return process.wait_until(port_answers(port), seconds=_START_S)
 
 
-def start_clickhouse(directory: Path, logs: Path, *, port: int) -> Process:
+def start_clickhouse(
+    directory: Path, logs: Path, *, port: int, environment: Mapping[str, str] | None = None
+) -> Process:
     """ClickHouse's engine (chDB) behind its HTTP interface."""
     command = [sys.executable, "-m", "libs.localstack.clickhouse_http", str(directory), str(port)]
-    process = Process.start("clickhouse", command, log=logs / "clickhouse.log")
+    process = Process.start("clickhouse", command, log=logs / "clickhouse.log", environment=environment)
     return process.wait_until(http_answers(f"http://127.0.0.1:{port}/ping"), seconds=_START_S)
 
 
 class Stores:
     """The three stores in one directory; state survives a restart."""
 
-    def __init__(self, directory: Path, logs: Path) -> None:
+    def __init__(self, directory: Path, logs: Path, environment: Mapping[str, str] | None = None) -> None:
         nats, redis, clickhouse = free_port(), free_port(), free_port()
         self.nats_url = f"nats://127.0.0.1:{nats}"
         self.redis_url = f"redis://127.0.0.1:{redis}/0"
         self.clickhouse_url = f"http://127.0.0.1:{clickhouse}/{_DATABASE}"
         self._starts = (
-            lambda: start_nats(directory / "nats", logs, port=nats),
-            lambda: start_redis(directory / "redis", logs, port=redis),
-            lambda: start_clickhouse(directory / "clickhouse", logs, port=clickhouse),
+            lambda: start_nats(directory / "nats", logs, port=nats, environment=environment),
+            lambda: start_redis(directory / "redis", logs, port=redis, environment=environment),
+            lambda: start_clickhouse(directory / "clickhouse", logs, port=clickhouse, environment=environment),
         )
         self.processes: list[Process] = []
 

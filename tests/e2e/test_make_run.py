@@ -91,10 +91,11 @@ def test_what_is_written_down(local_run: LocalRun) -> None:
 
 
 def test_the_printed_curl_streams(local_run: LocalRun) -> None:
-    found = re.search(r"^  (curl -N .*?)\n\n", local_run.printed, re.MULTILINE | re.DOTALL)
+    found = re.search(r"^  (curl -iN .*?)\n\n", local_run.printed, re.MULTILINE | re.DOTALL)
     assert found
     done = subprocess.run(["sh", "-c", found[1]], check=True, capture_output=True, text=True, timeout=30)
-    assert done.stdout.startswith("event: message_start\n")
+    assert "x-relay-request-id: req_" in done.stdout
+    assert "\n\nevent: message_start\n" in done.stdout
     assert "event: message_stop\n" in done.stdout
 
 
@@ -186,3 +187,18 @@ def _rows(run: dict[str, Any], count: int) -> list[Any]:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     return list(rows)
+
+
+def test_a_proxy_in_the_environment_does_not_matter(tmp_path: Path) -> None:
+    nobody = "http://127.0.0.1:9"
+    settings = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"), nobody)
+    started = LocalRun(
+        tmp_path / "a home with \u00fcml\u00e4uts", RELAY_ADMIN_TOKEN="given-by-the-environment", **settings
+    )
+    try:
+        started.wait_ready()
+        assert started.run["admin_token"] == "given-by-the-environment"
+        assert _spend(started.run) == 200
+        assert len(_rows(started.run, 1)) == 1
+    finally:
+        started.stop()

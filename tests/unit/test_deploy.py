@@ -105,3 +105,11 @@ def test_the_image_installs_what_is_locked() -> None:
     for name in re.findall(r"^COPY (?!--)(.+) \S+$", text, re.MULTILINE):
         for source in name.split():
             assert (DEPLOY.parent / source).exists(), source
+
+
+def test_no_service_of_the_cluster_sets_our_settings() -> None:
+    """A Service named relay-gateway would put RELAY_GATEWAY_PORT=tcp://… into every pod."""
+    for path in MANIFESTS:
+        for document in documents(path):
+            pod = document.get("spec", {}).get("template", {}).get("spec")
+            assert pod is None or pod["enableServiceLinks"] is False

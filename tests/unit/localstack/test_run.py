@@ -41,7 +41,17 @@ def test_which_upstream(given: dict[str, str], url: str, key: str) -> None:
     assert dict(config.environment) == {"PATH": "/bin"}  # the credential is the gateway's alone
 
 
-@pytest.mark.parametrize("port", ["abc", "65536", "-1", "8080.5"])
+def test_an_empty_variable_is_one_that_is_not_set() -> None:
+    empty = dict.fromkeys(("RELAY_HOME", "RELAY_GATEWAY_PORT", "RELAY_UPSTREAM_URL", "RELAY_ADMIN_TOKEN"), "")
+    config, unset = settings.load(empty), settings.load({})
+    assert (config.home, config.gateway_port, config.upstream_url) == (
+        unset.home,
+        unset.gateway_port,
+        unset.upstream_url,
+    )
+
+
+@pytest.mark.parametrize("port", ["abc", "65536", "-1", "8080.5", "²", "٣"])
 def test_a_port_that_is_none_is_named(port: str) -> None:
     with pytest.raises(ValueError, match="RELAY_ADMIN_PORT must be a port number"):
         settings.load({"RELAY_ADMIN_PORT": port})
