@@ -27,7 +27,9 @@ TYPES = {
     529: "overloaded_error",
 }
 LEAF = re.compile(r"^ *[├└]── (\w+) +(\d{3}) +(\w+)(?: +(\S.*?))?$", re.MULTILINE)
-KINDS = sorted(RelayError.__subclasses__(), key=lambda kind: kind.__name__)
+KINDS = sorted(
+    (kind for kind in RelayError.__subclasses__() if kind.__module__ == errors.__name__), key=lambda kind: kind.__name__
+)
 
 
 def tree() -> dict[str, tuple[int, str, set[str]]]:
