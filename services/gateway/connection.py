@@ -10,11 +10,8 @@ One coarse timer a process looks at all deadlines. ANSWER has none: an answer ma
 does not take our bytes ends it. What is refused is answered here; the application's `receive()` then says `http.disconnect`.
 """
 
-import asyncio
 import logging
 import math
-import socket
-import struct
 import sys
 from collections.abc import Callable
 from typing import Any, Final
@@ -24,7 +21,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from libs.common.errors import BadRequest, Overloaded, RelayError
-from services.gateway.cycle import BodyBudget, Cycle, refusal, scope_of
+from services.gateway.cycle import BodyBudget, CallerSide, Cycle, caller_side, refusal, reset, scope_of
 from services.gateway.framing import (
     BodyTimedOut,
     HeadTimedOut,
@@ -44,7 +41,6 @@ _BLANK_LINE: Final = b"\r\n\r\n"
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _FRAMING_SHARE_MAX: Final = 8
 """Of chunk sizes, extensions and trailers, for each byte of a chunked body; a chunk of one byte needs five."""
-_NO_LINGER: Final = struct.pack("ii", 1, 0)
 
 
 class RelayProtocol(HttpToolsProtocol):
@@ -235,7 +231,7 @@ class RelayProtocol(HttpToolsProtocol):
         # Who waits for 100 Continue and gets the answer instead may or may not send his body: keep alive only once it is here.
         keep_alive = version == "1.1" and self.parser.should_keep_alive() and not (expects or self._shutting_down)
         self.scope = scope_of(self, method.decode("ascii"), self.url, version, headers)
-        self.cycle = Cycle(self, keep_alive=keep_alive, expects_continue=expects)
+        self.cycle = Cycle(self, keep_alive=keep_alive, expects_continue=expects, body_is_chunked=self._chunked)
         self._phase = _BODY
         self._head = b""
         self._start_asgi_task(self.cycle, self.app)
@@ -354,8 +350,7 @@ class RelayProtocol(HttpToolsProtocol):
     def _reset(self) -> None:
         """End at once and visibly broken. The kernel, too, forgets what the caller has not taken."""
         self._phase = _DISCARD
-        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
-        self.transport.abort()
+        reset(self.transport)
 
     def cut(self) -> None:
         """The shutdown waits no longer. A request that is being answered ends through its task."""
@@ -373,11 +368,17 @@ class RelayProtocol(HttpToolsProtocol):
             self._on_refused("ReaderStalled")
             _log.warning("closed %s: it does not take its answer", self.client)
             self._reset()
-        elif self.half_closed and _is_reset(self.transport):
-            self.transport.abort()
-        elif now < self.deadline:
             return
-        elif self._phase == _HEAD:
+        if self.half_closed or self.flow.read_paused:
+            side = caller_side(self.transport)
+            if side is CallerSide.GONE:
+                self.transport.abort()
+                return
+            if side is CallerSide.ENDED and self._phase == _ANSWER and not self.half_closed:
+                self.eof_received()  # it stands behind what we do not read
+        if now < self.deadline:
+            return
+        if self._phase == _HEAD:
             self._refuse(HeadTimedOut())
         elif self._phase == _BODY:
             self._expire_body(now)
@@ -393,7 +394,3 @@ class RelayProtocol(HttpToolsProtocol):
             self.deadline = now + self._body_seconds(0)
         elif not self._chunked or now >= self.deadline + self._body_bytes / self._limits.body_bytes_per_second_min:
             self._refuse(BodyTimedOut())
-
-
-def _is_reset(transport: asyncio.Transport) -> bool:
-    return bool(transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))

@@ -5,7 +5,11 @@ so through the protocol, which knows whether the caller is still sending.
 """
 
 import asyncio
+import enum
 import logging
+import socket
+import struct
+import sys
 import urllib.parse
 from collections.abc import Iterable
 from typing import Any, Final, Literal, Protocol
@@ -23,6 +27,9 @@ from services.gateway.headers import Headers
 _log: Final = logging.getLogger("relay.server")
 _BODILESS: Final = frozenset({204, 304})
 _OWN_FAULT: Final = "The relay failed while it handled this request."
+_NO_LINGER: Final = struct.pack("ii", 1, 0)
+_TCP_CLOSE: Final = 7
+_TCP_CLOSE_WAIT: Final = 8
 _CUT: Final = "The relay is being restarted; please try again."
 
 
@@ -70,7 +77,7 @@ class Edge(Protocol):
 class Cycle(RequestResponseCycle):
     """See the module's docstring."""
 
-    def __init__(self, edge: Edge, *, keep_alive: bool, expects_continue: bool) -> None:
+    def __init__(self, edge: Edge, *, keep_alive: bool, expects_continue: bool, body_is_chunked: bool) -> None:
         super().__init__(
             edge.scope,
             edge.transport,
@@ -86,6 +93,7 @@ class Cycle(RequestResponseCycle):
         )
         self._edge = edge
         self._body_bytes = 0
+        self._body_is_chunked = body_is_chunked
         self._has_body = True
         self._left: int | None = None
         """Bytes of the answer still due; None where its length is not declared."""
@@ -157,6 +165,9 @@ class Cycle(RequestResponseCycle):
         """`headers` as ASGI has them: names in lower case."""
         self.waiting_for_100_continue = False
         self._has_body = self.scope["method"] != "HEAD" and status not in _BODILESS
+        if self._body_is_chunked and self.more_body:
+            # What he sends next may come in one read with the end of this body, where the parser cannot stop in between.
+            self.keep_alive = False
         lines = [STATUS_LINE[status][:-2]]
         for name, value in (*self.default_headers, *headers):
             if name == b"content-length":
@@ -236,3 +247,32 @@ def refusal(error: RelayError, default_headers: Headers) -> bytes:
     status, headers, body = answer_of(error, ids.new_request_id())
     headers = [*default_headers, *headers, (b"connection", b"close")]
     return b"\r\n".join([STATUS_LINE[status][:-2], *(b"%b: %b" % pair for pair in headers), b"", body])
+
+
+class CallerSide(enum.Enum):
+    """What the caller's end of a connection is known to do, whether or not we read from it."""
+
+    SENDS = "sends"
+    ENDED = "ended"
+    """He sends no more, and reads or has left."""
+    GONE = "gone"
+
+
+def caller_side(transport: asyncio.Transport) -> CallerSide:
+    """Ask the kernel: an event loop that does not read a connection does not see its end."""
+    peer = transport.get_extra_info("socket")
+    if peer.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+        return CallerSide.GONE
+    if sys.platform == "linux":
+        state = peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+        if state == _TCP_CLOSE:
+            return CallerSide.GONE
+        if state == _TCP_CLOSE_WAIT:
+            return CallerSide.ENDED
+    return CallerSide.SENDS
+
+
+def reset(transport: asyncio.Transport) -> None:
+    """End a connection visibly broken; what was written and not taken is forgotten, by the kernel too."""
+    transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+    transport.abort()

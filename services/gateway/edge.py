@@ -8,6 +8,7 @@ cycle.py        one request and how its answer is written
 import asyncio
 import functools
 import socket
+import sys
 from collections.abc import Callable
 from typing import Final
 
@@ -44,7 +45,8 @@ class RelayServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         for listening in [one for server in self.servers for one in server.sockets]:
-            if listening.family in (socket.AF_INET, socket.AF_INET6):  # what is accepted inherits it
+            # What is accepted inherits it.
+            if sys.platform == "linux" and listening.family in (socket.AF_INET, socket.AF_INET6):
                 listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES_MAX)
         self._sweep()
 
@@ -75,7 +77,10 @@ class RelayServer(uvicorn.Server):
         now = loop.time()
         for connection in list(self.server_state.connections):
             if isinstance(connection, RelayProtocol) and (
-                now >= connection.deadline or now >= connection.stalled_at or connection.half_closed
+                now >= connection.deadline
+                or now >= connection.stalled_at
+                or connection.half_closed
+                or connection.flow.read_paused
             ):
                 connection.expire(now)
 
