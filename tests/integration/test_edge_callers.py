@@ -31,7 +31,7 @@ SOON_S = 1.5
 
 @pytest.fixture(scope="module")
 def one_edge() -> Iterator[Edge]:
-    with running(ServerLimits(keep_alive_seconds=4.0, body_bytes_max=1 << 20)) as edge:
+    with running(ServerLimits(keep_alive_seconds=4.0, linger_seconds=1.2, body_bytes_max=1 << 20)) as edge:
         yield edge
 
 
@@ -170,7 +170,7 @@ def test_who_only_ends_his_side_is_answered(edge: Edge) -> None:
         caller.send(GET + post(b"more"))
         caller.end()
         assert caller.until(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
-        time.sleep(1.2)  # longer than the sweep waits: he is still there
+        time.sleep(0.8)  # longer than the sweep waits: he is still there
         gate.set()
         assert caller.answer(interim=True).body == b"piece" * 3
         assert caller.answer(interim=True).body == b"piece" * 3

@@ -2,11 +2,13 @@
 
 import asyncio
 import functools
-from collections.abc import Callable
+import json
+import socket
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from services.gateway.connection import RelayProtocol
@@ -115,3 +117,41 @@ async def settle() -> None:
     """Let every task go as far as it can."""
     for _ in range(8):
         await asyncio.sleep(0)
+
+
+def run(coroutine: Coroutine[Any, Any, None]) -> None:
+    """In a loop of its own."""
+    with asyncio.Runner() as runner:
+        runner.run(coroutine)
+
+
+async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers with what it got, as JSON."""
+    body = b""
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return
+        body += message["body"]
+        if not message["more_body"]:
+            break
+    headers = [(name.decode(), value.decode()) for name, value in scope["headers"]]
+    seen = json.dumps([scope["method"], scope["path"], headers, body.decode("latin-1")]).encode()
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(seen))]})
+    await send({"type": "http.response.body", "body": seen})
+
+
+async def waits(scope: Scope, receive: Receive, send: Send) -> None:
+    """Never answers; ends when the caller has left."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def lost_by(transport: FakeTransport) -> str:
+    """How the connection was ended by us, if it was."""
+    peer = transport.get_extra_info("socket")
+    if not transport.closed:
+        return ""
+    return (
+        "reset" if (socket.SOL_SOCKET, socket.SO_LINGER) in peer.options else "abort" if transport.aborted else "close"
+    )

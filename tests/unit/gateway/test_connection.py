@@ -1,21 +1,14 @@
-"""Any cut of the same bytes means the same, any bytes at all leave nothing behind, and each deadline does what it says."""
+"""Any cut of the same bytes means the same; any bytes at all leave nothing behind. Deadlines: test_connection_deadlines.py."""
 
-import asyncio
 import itertools
-import json
-import math
-import socket
-from collections.abc import Coroutine
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 
-from services.gateway.connection import RelayProtocol
 from services.gateway.framing import ServerLimits
-from tests.unit.gateway.connections import Connections, FakeTransport, settle
+from tests.unit.gateway.connections import Connections, FakeTransport, echo, lost_by, run, settle, waits
 
 HOST = b"host: relay\r\n"
 GET = b"GET /a?b=c HTTP/1.1\r\n" + HOST + b"\r\n"
@@ -37,26 +30,6 @@ GOOD = (
     b"POST /e HTTP/1.1\r\n" + HOST + b"expect: 100-continue\r\ncontent-length: 2\r\n\r\nok",
 )
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-
-
-def run(coroutine: Coroutine[Any, Any, None]) -> None:
-    with asyncio.Runner() as runner:
-        runner.run(coroutine)
-
-
-async def echo(scope: Scope, receive: Receive, send: Send) -> None:
-    body = b""
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return
-        body += message["body"]
-        if not message["more_body"]:
-            break
-    headers = [(name.decode(), value.decode()) for name, value in scope["headers"]]
-    seen = json.dumps([scope["method"], scope["path"], headers, body.decode("latin-1")]).encode()
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(seen))]})
-    await send({"type": "http.response.body", "body": seen})
 
 
 async def feed(connections: Connections, pieces: list[bytes], *, patient: bool) -> FakeTransport:
@@ -188,159 +161,52 @@ def test_any_bytes_leave_nothing_behind(pieces: list[bytes], ending: str, budget
     run(check())
 
 
-# -- deadlines, with a clock of our own --------------------------------------------------------------------------------
+# -- bodies that go wrong ----------------------------------------------------------------------------------------------
+
+BROKEN_BODY = b"transfer-encoding: chunked\r\n\r\n5\r\nhello", b"\r\n???\r\n"
 
 
-async def waits(scope: Scope, receive: Receive, send: Send) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+def test_the_application_hears_at_once_that_a_body_will_not_be_whole() -> None:
+    """The caller, who may be there for long, has his answer from us."""
 
-
-def test_deadlines() -> None:
-    """IDLE, HEAD and BODY have one, ANSWER has none."""
-
-    async def check() -> None:
-        connections = Connections(waits, ServerLimits(keep_alive_seconds=70, head_seconds=10, body_seconds=30))
-        protocol, transport = connections.new()
-        now = protocol.loop.time()
-        assert protocol.deadline == pytest.approx(now + 70, abs=1)
-        protocol.data_received(b"POST / HTTP/1.1\r\n")
-        assert protocol.deadline == pytest.approx(now + 10, abs=1)
-        protocol.data_received(HOST + b"content-length: 655360\r\n\r\n")
-        assert protocol.deadline == pytest.approx(now + 30 + 10, abs=1)
-        protocol.data_received(b"a" * 655_360)
-        await settle()
-        assert protocol.deadline == math.inf
-        protocol.expire(now + 1e9)
-        assert not transport.closed and connections.refused == []
-        transport.close()
-        await settle()
-
-    run(check())
-
-
-def test_a_chunked_body_has_longer_for_what_has_come() -> None:
-    async def check() -> None:
-        connections = Connections(waits, ServerLimits(body_seconds=30))
-        protocol, transport = connections.new()
-        now = protocol.loop.time()
-        head, _, _ = CHUNKED.partition(b"\r\n\r\n")
-        protocol.data_received(head + b"\r\n\r\n")
-        for _ in range(10):
-            protocol.data_received(b"10000\r\n" + b"a" * 65_536 + b"\r\n")
-            await settle()
-        protocol.expire(now + 39)
-        assert not transport.output
-        protocol.expire(now + 41)
-        assert transport.output.startswith(b"HTTP/1.1 408 ") and connections.refused == ["BodyTimedOut"]
-        transport.close()
-        await settle()
-
-    run(check())
-
-
-def lost_by(transport: FakeTransport) -> str:
-    peer = transport.get_extra_info("socket")
-    if not transport.closed:
-        return ""
-    return (
-        "reset" if (socket.SOL_SOCKET, socket.SO_LINGER) in peer.options else "abort" if transport.aborted else "close"
-    )
-
-
-def _stalls(protocol: RelayProtocol, transport: FakeTransport) -> None:
-    protocol.pause_writing()
-
-
-def _takes_again(protocol: RelayProtocol, transport: FakeTransport) -> None:
-    protocol.pause_writing()
-    protocol.resume_writing()
-
-
-def _ends(protocol: RelayProtocol, transport: FakeTransport) -> None:
-    protocol.eof_received()
-
-
-def _leaves(protocol: RelayProtocol, transport: FakeTransport) -> None:
-    protocol.eof_received()
-    transport.get_extra_info("socket").error = 32
-
-
-def _leaves_unread(protocol: RelayProtocol, transport: FakeTransport) -> None:
-    protocol.data_received(GET * 5_000)
-    assert not transport.reading
-    transport.get_extra_info("socket").state = 7
-
-
-@pytest.mark.parametrize(
-    ("what", "how"),
-    [(_stalls, "reset"), (_takes_again, ""), (_ends, ""), (_leaves, "abort"), (_leaves_unread, "abort")],
-)
-def test_a_caller_who_waits_for_his_answer(what: Any, how: str) -> None:
     async def check() -> None:
         connections = Connections(waits)
         protocol, transport = connections.new()
-        protocol.data_received(GET)
+        protocol.data_received(b"POST / HTTP/1.1\r\n" + HOST + BROKEN_BODY[0])
         await settle()
-        what(protocol, transport)
         assert len(connections.state.tasks) == 1
-        protocol.expire(protocol.loop.time() + 61)
-        assert lost_by(transport) == how
+        protocol.data_received(BROKEN_BODY[1])
         await settle()
-        assert bool(connections.state.tasks) is not bool(how)
-        transport.abort()
+        assert transport.output.startswith(b"HTTP/1.1 400 ") and not transport.closed
+        assert not connections.state.tasks and connections.budget.bytes_held == 0
+        transport.close()
         await settle()
 
     run(check())
 
 
-def test_an_end_behind_what_is_not_read_is_found() -> None:
-    """He is asked whether he is still there, once."""
+@pytest.mark.parametrize(("version", "how"), [(b"1.1", ""), (b"1.0", "reset")])
+def test_a_body_goes_wrong_while_it_is_answered(version: bytes, how: str) -> None:
+    """Nothing is written into the answer, and it does not look whole."""
 
     async def check() -> None:
-        connections = Connections(waits)
-        protocol, transport = connections.new()
-        protocol.data_received(GET)
+        protocol, transport = Connections(answers_early).new()
+        protocol.data_received(b"POST / HTTP/%b\r\n" % version + HOST + b"content-length: 9\r\n\r\nhel")
         await settle()
-        protocol.data_received(GET * 5_000)
-        transport.get_extra_info("socket").state = 8
-        for _ in range(2):
-            protocol.expire(protocol.loop.time())
-        assert protocol.half_closed and transport.output == CONTINUE
-        transport.abort()
+        started = transport.output
+        assert started
+        protocol.expire(protocol.loop.time() + 100)
+        assert transport.output == started and lost_by(transport) == how
+        transport.close()
         await settle()
 
     run(check())
 
 
-@pytest.mark.parametrize(("untaken_bytes", "how"), [(0, "abort"), (10, "reset")])
-def test_who_does_not_take_the_last_bytes(untaken_bytes: int, how: str) -> None:
-    async def check() -> None:
-        connections = Connections(echo)
-        protocol, transport = connections.new()
-        protocol.data_received(b"nonsense\r\n\r\n")
-        assert transport.eof_written and not transport.closed
-        transport.untaken_bytes = untaken_bytes
-        protocol.expire(protocol.loop.time() + 9)
-        assert not transport.closed
-        protocol.expire(protocol.loop.time() + 11)
-        assert lost_by(transport) == how
-        await settle()
-
-    run(check())
-
-
-def test_a_refused_caller_may_send_only_so_much_more() -> None:
-    async def check() -> None:
-        protocol, transport = Connections(echo, ServerLimits(linger_bytes_max=1_000)).new()
-        protocol.data_received(b"nonsense\r\n\r\n")
-        protocol.data_received(b"a" * 1_000)
-        assert not transport.closed
-        protocol.data_received(b"a")
-        assert transport.aborted
-        await settle()
-
-    run(check())
+async def answers_early(scope: Scope, receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"first", "more_body": True})
+    await waits(scope, receive, send)
 
 
 def test_an_idle_connection_holds_nothing() -> None:
@@ -354,5 +220,29 @@ def test_an_idle_connection_holds_nothing() -> None:
         assert len(vars(protocol)) <= 30
         transport.close()
         await settle()
+
+    run(check())
+
+
+def test_an_unread_body_is_forgotten_with_its_request() -> None:
+    async def check() -> None:
+        protocol, transport = Connections(moody).new()
+        protocol.data_received(b"POST /abc HTTP/1.1\r\n" + HOST + b"content-length: 9\r\n\r\nhel")
+        await settle()
+        assert transport.output.startswith(b"HTTP/1.1 500 ") and protocol.cycle.body == b""
+        transport.close()
+        await settle()
+
+    run(check())
+
+
+def test_who_has_ended_his_side_is_left_with_the_last_answer() -> None:
+    async def check() -> None:
+        protocol, transport = Connections(echo).new()
+        protocol.data_received(GET + GET)
+        assert protocol.eof_received()
+        for _ in range(4):
+            await settle()
+        assert transport.output.count(b"200 OK") == 2 and transport.closed
 
     run(check())

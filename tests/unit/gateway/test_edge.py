@@ -7,8 +7,8 @@ import pytest
 from services.gateway.cycle import BodyBudget
 from services.gateway.edge import RelayServer, make_server
 from services.gateway.framing import ServerLimits
-from tests.unit.gateway.connections import Connections, settle
-from tests.unit.gateway.test_connection import GET, waits
+from tests.unit.gateway.connections import Connections, settle, waits
+from tests.unit.gateway.test_connection import GET
 
 pytestmark = pytest.mark.anyio
 
