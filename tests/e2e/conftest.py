@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from libs.localstack.stores import start_clickhouse, start_nats, start_redis
-from tests.e2e.relay import Gateway, Relay, running_relay
+from tests.e2e.relay import UPSTREAM_KEY, Gateway, Relay, running_relay
 from tests.e2e.store import Store
-from tests.e2e.wire import ScriptedUpstream
+from tests.e2e.wire import Caller, ScriptedUpstream
 
 
 @pytest.fixture(scope="session")
@@ -77,3 +77,42 @@ def scripted_gateway(relay: Relay, upstream: ScriptedUpstream) -> Iterator[Gatew
     """A gateway in front of that upstream, on the same stores as the relay; its drains outlast any test."""
     with relay.second_gateway(upstream.url, RELAY_DRAIN_SECONDS="60") as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def gateway(scripted_gateway: Gateway) -> Gateway:
+    """The gateway that a module is about; a module that wants other settings has its own."""
+    return scripted_gateway
+
+
+@pytest.fixture
+def caller(gateway: Gateway) -> Iterator[Caller]:
+    """A connection to that gateway."""
+    with Caller.to(gateway.url) as connection:
+        yield connection
+
+
+@pytest.fixture(scope="module")
+def account(relay: Relay) -> tuple[str, str]:
+    """(account id, key) for the tests of a module."""
+    return relay.new_account()
+
+
+@pytest.fixture
+def key(account: tuple[str, str]) -> bytes:
+    """The key of that account."""
+    return account[1].encode()
+
+
+@pytest.fixture
+def nothing_happens(
+    relay: Relay, gateway: Gateway, account: tuple[str, str], upstream: ScriptedUpstream
+) -> Iterator[None]:
+    """Nothing is forwarded, charged, left behind, or written to the log that should not be."""
+    before, forwarded = relay.spent_nanos(account[0]), len(upstream.requests)
+    yield
+    assert len(upstream.requests) == forwarded
+    gateway.wait_at_rest()
+    assert relay.spent_nanos(account[0]) == before
+    text = gateway.service.log_text
+    assert "Traceback" not in text and UPSTREAM_KEY not in text and "sk-cr-" not in text

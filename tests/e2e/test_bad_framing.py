@@ -23,35 +23,6 @@ def gateway(relay: Relay, upstream: ScriptedUpstream) -> Iterator[Gateway]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def account(relay: Relay) -> tuple[str, str]:
-    return relay.new_account()
-
-
-@pytest.fixture
-def key(account: tuple[str, str]) -> bytes:
-    return account[1].encode()
-
-
-@pytest.fixture
-def caller(gateway: Gateway) -> Iterator[Caller]:
-    with Caller.to(gateway.url) as connection:
-        yield connection
-
-
-@pytest.fixture
-def nothing_happens(
-    relay: Relay, gateway: Gateway, account: tuple[str, str], upstream: ScriptedUpstream
-) -> Iterator[None]:
-    before, forwarded = relay.spent_nanos(account[0]), len(upstream.requests)
-    yield
-    assert len(upstream.requests) == forwarded
-    gateway.wait_at_rest()
-    assert relay.spent_nanos(account[0]) == before
-    text = gateway.service.log_text
-    assert "Traceback" not in text and "sk-cr-" not in text
-
-
 POST: Final = b"POST /v1/messages HTTP/1.1\r\n"
 LENGTH: Final = b"content-length: %d\r\n" % len(BODY)
 HEADS: Final = {

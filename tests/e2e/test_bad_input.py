@@ -1,48 +1,17 @@
 """What the relay cannot take: the documented error in Anthropic's shape, at once, with nothing charged and nothing forwarded."""
 
 import json
-from collections.abc import Iterator
 from typing import Any, Final
 
 import pytest
 
 from libs.common import apikeys
 from tests.e2e.bodies import ANSWER, BODY, JSON, MODEL
-from tests.e2e.relay import UPSTREAM_KEY, Gateway, Relay
+from tests.e2e.relay import UPSTREAM_KEY, Relay
 from tests.e2e.wire import Caller, Head, Headers, ScriptedUpstream, playing
 
 LIMIT: Final = 32 * 1024 * 1024
 HOST: Final = b"host: relay\r\n"
-
-
-@pytest.fixture(scope="module")
-def account(relay: Relay) -> tuple[str, str]:
-    return relay.new_account()
-
-
-@pytest.fixture
-def key(account: tuple[str, str]) -> bytes:
-    return account[1].encode()
-
-
-@pytest.fixture
-def caller(scripted_gateway: Gateway) -> Iterator[Caller]:
-    with Caller.to(scripted_gateway.url) as connection:
-        yield connection
-
-
-@pytest.fixture
-def nothing_happens(
-    relay: Relay, account: tuple[str, str], upstream: ScriptedUpstream, scripted_gateway: Gateway
-) -> Iterator[None]:
-    """Nothing is forwarded, charged, left behind, or written to the log that should not be."""
-    before, forwarded = relay.spent_nanos(account[0]), len(upstream.requests)
-    yield
-    assert len(upstream.requests) == forwarded
-    scripted_gateway.wait_at_rest()
-    assert relay.spent_nanos(account[0]) == before
-    text = scripted_gateway.service.log_text
-    assert "Traceback" not in text and UPSTREAM_KEY not in text and "sk-cr-" not in text
 
 
 def refused(answer: tuple[Head, bytes], status: int, kind: str, *, retry: bool | None = None) -> str:

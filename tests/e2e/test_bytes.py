@@ -7,7 +7,6 @@ import gzip
 import os
 import random
 import secrets
-from collections.abc import Iterator
 from typing import Final
 
 import pytest
@@ -22,12 +21,6 @@ LIMIT: Final = 32 * 1024 * 1024
 @pytest.fixture(scope="module")
 def account(relay: Relay) -> tuple[str, str]:
     return relay.new_account(credit_usd="1000.00")
-
-
-@pytest.fixture
-def caller(scripted_gateway: Gateway) -> Iterator[Caller]:
-    with Caller.to(scripted_gateway.url) as connection:
-        yield connection
 
 
 @pytest.fixture

@@ -3,13 +3,12 @@
 import queue
 import statistics
 import time
-from collections.abc import Iterator
 from typing import Final
 
 import pytest
 
 from tests.e2e.bodies import ANSWER, BODY, JSON, SSE, USAGE, event
-from tests.e2e.relay import Gateway, Relay
+from tests.e2e.relay import Relay
 from tests.e2e.wire import WAIT_S, Caller, Headers, Received, ScriptedUpstream, Wire, chunk, head_bytes
 
 DELAY_MEDIAN_S: Final = 0.05
@@ -68,12 +67,6 @@ class LockStep:
 @pytest.fixture(scope="module")
 def key(relay: Relay) -> Headers:
     return [(b"x-api-key", relay.new_account()[1].encode()), *JSON]
-
-
-@pytest.fixture
-def caller(scripted_gateway: Gateway) -> Iterator[Caller]:
-    with Caller.to(scripted_gateway.url) as connection:
-        yield connection
 
 
 STREAMS: Final = {

@@ -1,7 +1,6 @@
 """Events on their way to JetStream: none is lost, none is published under two ids, whatever the server answers."""
 
 import asyncio
-from typing import Any
 
 import nats.errors
 import pytest
@@ -13,6 +12,7 @@ from libs.common.events import UsageRecorded
 from libs.common.metrics import Metrics
 from services.gateway.meter import UNREADABLE_USAGE
 from services.gateway.publisher import Publisher
+from tests.unit.accounting.samples import recorded
 
 
 class Log:
@@ -40,24 +40,6 @@ class Log:
     @property
     def events(self) -> list[UsageRecorded]:
         return [event for _, payload, _ in self.messages for event in events.decode_usage(payload)]
-
-
-def recorded(account_id: str = "acct_1", **changes: Any) -> UsageRecorded:
-    fields: dict[str, Any] = {
-        "request_id": ids.new_request_id(),
-        "account_id": account_id,
-        "key_id": "key_1",
-        "path": "/v1/messages",
-        "model_asked": "claude-sonnet-4-6",
-        "model_answered": "claude-sonnet-4-6",
-        "stream": False,
-        "status": 200,
-        "outcome": "measured",
-        "usage": {"input_tokens": 1, "output_tokens": 2},
-        "price_book_version": "2026-11-22",
-        "multiplier_ppm": 1_000_000,
-    }
-    return UsageRecorded(**(fields | changes))
 
 
 @pytest.mark.anyio
