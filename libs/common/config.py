@@ -31,7 +31,9 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     host: str = "127.0.0.1"
     nats_url: str = "nats://127.0.0.1:4222"
-    redis_url: Annotated[str, msgspec.Meta(pattern=r"\A(rediss?|unix)://\S+\Z")] = "redis://127.0.0.1:6379/0"
+    redis_url: Annotated[str, msgspec.Meta(pattern=r"\A(rediss?(-cluster|-sentinel)?|unix)://\S+\Z")] = (
+        "redis://127.0.0.1:6379/0"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     shutdown_seconds: Annotated[int, msgspec.Meta(ge=0, le=86_400)] = 30
     """How long running work may take to end after SIGTERM."""
@@ -44,6 +46,23 @@ class GatewayConfig(StoreConfig, frozen=True, kw_only=True):
     upstream_url: Url = "https://api.anthropic.com"
     upstream_api_key: Secret = ""
     upstream_proxy: UrlOrNone = ""
+    upstreams: str = ""
+    """Several upstream credentials for a small set-up: a JSON array (docs/configuration.md)."""
+    secrets_key: Secret = ""
+    """Opens the upstream credentials that admin has sealed; several, separated by commas, while keys change."""
+    upstream_retries_max: Annotated[int, msgspec.Meta(ge=0, le=10)] = 3
+    upstream_retry_seconds: Seconds = 1.0
+    """Before the first retry; doubled for each further one, with jitter."""
+    upstream_retry_after_seconds_max: Seconds = 10.0
+    """The longest `retry-after` of the upstream that is waited for."""
+    upstream_retries_seconds_max: Seconds = 30.0
+    """All waiting of one request together."""
+    lease_seconds: Annotated[int, msgspec.Meta(ge=1, le=3_600)] = 60
+    """How long a dead gateway's slots and holds stay taken. Renewed after a third of it."""
+    trusted_proxies: str = ""
+    """Addresses and networks whose `x-forwarded-for` is believed, separated by commas."""
+    unknown_keys_per_minute: Count = 30
+    """How many keys that do not exist one address may try."""
     upstream_connect_seconds: Seconds = 10.0
     upstream_first_byte_seconds: Seconds = 600.0
     upstream_idle_seconds: Seconds = 600.0
@@ -72,6 +91,8 @@ class AccountingConfig(StoreConfig, frozen=True, kw_only=True):
     clickhouse_url: Url = "http://127.0.0.1:8123/relay"
     batch_messages_max: Count = 200
     batch_seconds: Seconds = 0.2
+    reap_seconds: Seconds = 5.0
+    """How often leases of dead gateways are looked for."""
     stream_replicas: Annotated[int, msgspec.Meta(ge=1, le=5)] = 1
     stream_bytes_max: Count = 2 * 1024 * 1024 * 1024
 
@@ -81,6 +102,8 @@ class AdminConfig(StoreConfig, frozen=True, kw_only=True):
 
     admin_port: Port = 8081
     admin_token: Secret
+    secrets_key: Secret = ""
+    """Seals upstream credentials; several, separated by commas, while keys change: the first one seals."""
     clickhouse_url: Url = "http://127.0.0.1:8123/relay"
 
 

@@ -1,19 +1,22 @@
-"""Accounts and keys as Redis holds them: written from CONTROL by admin and accounting, read by the gateway."""
+"""Accounts, members, keys and upstream credentials as Redis holds them: written from CONTROL by admin and accounting."""
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from libs.common import rediskeys
-from libs.common.balances import Balances, CreditResult, StoreUnavailable
-from libs.common.events import Account, ApiKey, ControlChanged, Credit
+from libs.common import addresses, limits, rediskeys, zones
+from libs.common.balances import Balances, CreditResult
+from libs.common.events import Account, ApiKey, ControlChanged, Credit, Member, UpstreamCredential
+from libs.common.scripts import StoreUnavailable
+from libs.common.upstreams import Upstreams
 
 
 class Directory:
     """Applies control events and finds keys. Applying an event twice, or an old one late, changes nothing."""
 
-    def __init__(self, redis: Redis, balances: Balances) -> None:
+    def __init__(self, redis: Redis, balances: Balances, upstreams: Upstreams) -> None:
         self._redis = redis
         self._balances = balances
+        self._upstreams = upstreams
 
     async def apply(self, event: ControlChanged, version: int) -> CreditResult:
         """Bring Redis to the state of one control event; `version` is its stream sequence.
@@ -24,8 +27,12 @@ class Directory:
         match event.entity:
             case Account() as account:
                 applied = await self._put_account(account, version)
+            case Member() as member:
+                applied = await self._put_member(member, version)
             case ApiKey() as key:
                 applied = await self._put_key(key, version)
+            case UpstreamCredential() as credential:
+                applied = await self._upstreams.put(credential, version)
             case Credit() as credit:
                 return await self._balances.credit(credit.account_id, credit.id, credit.amount_nanos)
         return "APPLIED" if applied else "DUPLICATE"
@@ -41,27 +48,24 @@ class Directory:
         account_id, _, key_id = _text(value).partition(" ")
         return account_id, key_id
 
-    async def key_is_active(self, account_id: str, key_id: str) -> bool:
-        """Whether key and account are active: enough for paths that cost nothing. Raises StoreUnavailable."""
-        try:
-            pipeline = self._redis.pipeline(transaction=False)
-            pipeline.hget(rediskeys.api_key(account_id, key_id), "status")
-            pipeline.hget(rediskeys.account(account_id), "status")
-            statuses = await pipeline.execute()
-        except (RedisError, OSError) as error:
-            raise StoreUnavailable(str(error)) from error
-        return bool(statuses == [b"active", b"active"])
-
     async def _put_account(self, account: Account, version: int) -> bool:
         fields = ["status", account.status, "multiplier_ppm", str(account.multiplier_ppm)]
-        fields += ["on_disconnect", account.on_disconnect]
+        fields += ["on_disconnect", account.on_disconnect, "zone", zones.packed(account.time_zone)]
+        fields += ["limits", limits.packed(account.limits, limits.ACCOUNT_DEFAULTS)]
         for amount in ("?balance", "?held", "?spent", "?granted"):
             fields += [amount, "0"]
         return await self._balances.put_entity(rediskeys.account(account.id), version, fields)
 
+    async def _put_member(self, member: Member, version: int) -> bool:
+        fields = ["status", member.status, "limits", limits.packed(member.limits)]
+        return await self._balances.put_entity(rediskeys.member(member.account_id, member.id), version, fields)
+
     async def _put_key(self, key: ApiKey, version: int) -> bool:
-        name = rediskeys.api_key(key.account_id, key.id)
-        applied = await self._balances.put_entity(name, version, ["status", key.status])
+        fields = ["status", key.status, "member_id", key.member_id, "limits", limits.packed(key.limits)]
+        fields += ["models", f",{','.join(key.models)}," if key.models else ""]
+        fields += ["addresses", addresses.address_ranges(key.ip_allowlist)]
+        fields += ["expires_at_ms", "" if key.expires_at_ms is None else str(key.expires_at_ms)]
+        applied = await self._balances.put_entity(rediskeys.api_key(key.account_id, key.id), version, fields)
         try:
             await self._redis.set(rediskeys.key_hash(key.sha256), f"{key.account_id} {key.id}", nx=True)
         except (RedisError, OSError) as error:

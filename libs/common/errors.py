@@ -7,6 +7,7 @@
     ├── NotFound                  404     not_found_error
     ├── MethodNotAllowed          405     invalid_request_error     allow
     ├── RequestTooLarge           413     request_too_large
+    ├── RateLimited               429     rate_limit_error          retry-after, or x-should-retry: false
     ├── InternalError             500     api_error
     ├── UpstreamFailed            502     api_error
     ├── UpstreamTimedOut          504     timeout_error
@@ -15,10 +16,12 @@
 Statuses and types: PROTOCOL.md, section 4. A message says what happened and what to do; it never carries upstream text.
 """
 
-from typing import Any, ClassVar
+import math
+from typing import Any, ClassVar, Final
 
 import msgspec
 
+_RETRY_AFTER_S_MAX: Final = 60
 _encode = msgspec.json.Encoder().encode
 
 
@@ -90,6 +93,23 @@ class RequestTooLarge(RelayError):
 
     status = 413
     kind = "request_too_large"
+
+
+class RateLimited(RelayError):
+    """A limit of ours. `retry_after_s`: when it passes, told in whole seconds from 1 to 60; None: waiting does not help soon.
+
+    Never more than a minute: SDKs sleep for as long as they are told.
+    """
+
+    status = 429
+    kind = "rate_limit_error"
+
+    def __init__(self, message: str, *, retry_after_s: float | None) -> None:
+        if retry_after_s is None:
+            headers = {"x-should-retry": "false"}
+        else:
+            headers = {"retry-after": str(min(max(math.ceil(retry_after_s), 1), _RETRY_AFTER_S_MAX))}
+        super().__init__(message, headers=headers)
 
 
 class InternalError(RelayError):

@@ -10,12 +10,26 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from libs.common.limits import Limits
+
 Outcome = Literal["measured", "partial", "estimated", "free", "expired"]
 """DESIGN.md, outcomes and what they charge."""
 VERSION_EXPIRED: Final = 1
 VERSION_RECOVERED: Final = 2
 VERSION_LIVE: Final = 3
 VERSION_CORRECTION_MIN: Final = 4
+
+
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+    """One try at the upstream for a request."""
+
+    upstream_id: str
+    status: int
+    """The upstream's HTTP status; 0 if no answer came."""
+    error: str = ""
+    """`connect`, `timeout`, `broke` where no answer came; `left` where nobody waited for it any more."""
+    duration_us: int = 0
+    """Until status and headers were there, or the failure was."""
 
 
 class UsageRecorded(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,6 +39,8 @@ class UsageRecorded(msgspec.Struct, frozen=True, kw_only=True):
     version: int = VERSION_LIVE
     account_id: str
     key_id: str
+    member_id: str = ""
+    """The member whose key it was; empty if it was the account's own."""
     path: str
     model_asked: str
     model_answered: str
@@ -41,7 +57,8 @@ class UsageRecorded(msgspec.Struct, frozen=True, kw_only=True):
     price_book_version: str
     multiplier_ppm: int
     upstream_request_id: str = ""
-    attempts: int = 1
+    tries: tuple[Attempt, ...] = ()
+    """In order; the last one is what the caller saw. Empty if nothing went upstream."""
     first_byte_us: int = 0
     """From the whole request read to the first upstream body byte; 0 if none came."""
     duration_us: int = 0
@@ -62,6 +79,20 @@ class Account(msgspec.Struct, frozen=True, kw_only=True, tag="account"):
     """1_000_000 = public prices, one to one."""
     on_disconnect: Literal["drain", "cancel"] = "drain"
     """What happens upstream when a caller leaves."""
+    time_zone: str = "UTC"
+    """IANA name: where its days, weeks and months begin."""
+    limits: Limits = Limits()
+
+
+class Member(msgspec.Struct, frozen=True, kw_only=True, tag="member"):
+    """A person of an account, who may have keys and limits of his own."""
+
+    id: str
+    account_id: str
+    name: str
+    created_at_ms: int
+    status: Literal["active", "disabled", "deleted"] = "active"
+    limits: Limits = Limits()
 
 
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True, tag="key"):
@@ -73,6 +104,34 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True, tag="key"):
     created_at_ms: int
     sha256: str
     hint: str
+    status: Literal["active", "disabled", "deleted"] = "active"
+    member_id: str = ""
+    """The member it belongs to; empty: the account itself."""
+    limits: Limits = Limits()
+    models: tuple[str, ...] = ()
+    """Ids of the price book it may use; empty: all."""
+    ip_allowlist: tuple[str, ...] = ()
+    """Addresses and networks (CIDR) it may be used from; empty: anywhere."""
+    expires_at_ms: int | None = None
+
+
+class UpstreamCredential(msgspec.Struct, frozen=True, kw_only=True, tag="upstream"):
+    """A credential for the Claude API, with the way to it."""
+
+    id: str
+    name: str
+    created_at_ms: int
+    base_url: str
+    sealed: str
+    """API key and proxy, encrypted (sealing.py)."""
+    hint: str
+    """The last characters of the API key."""
+    weight: int = 1
+    """Its share of the requests beside the others'."""
+    in_flight_max: int | None = None
+    """Requests under way at once, over all gateways; None: no cap."""
+    account_id: str = ""
+    """Dedicated to that account: it uses such credentials only, and nobody else uses them. Empty: shared."""
     status: Literal["active", "disabled", "deleted"] = "active"
 
 
@@ -86,7 +145,7 @@ class Credit(msgspec.Struct, frozen=True, kw_only=True, tag="credit"):
     created_at_ms: int
 
 
-Entity = Account | ApiKey | Credit
+Entity = Account | ApiKey | Credit | Member | UpstreamCredential
 
 
 class ControlChanged(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,6 +158,7 @@ class ControlChanged(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _encoder: Final = msgspec.json.Encoder()
+_event_decoder: Final = msgspec.json.Decoder(UsageRecorded)
 _usage_decoder: Final = msgspec.json.Decoder(list[UsageRecorded])
 _control_decoder: Final = msgspec.json.Decoder(ControlChanged)
 
@@ -121,6 +181,11 @@ def join_usage(encoded: Sequence[bytes]) -> bytes:
 def decode_usage(payload: bytes) -> list[UsageRecorded]:
     """Raises msgspec.DecodeError (ValidationError included) for a payload that is not one of ours."""
     return _usage_decoder.decode(payload)
+
+
+def decode_event(encoded: bytes) -> UsageRecorded:
+    """One event, as `encode_event` has written it. Raises msgspec.DecodeError (ValidationError included)."""
+    return _event_decoder.decode(encoded)
 
 
 def encode_control(event: ControlChanged) -> bytes:

@@ -40,6 +40,16 @@ def new_credit_id() -> str:
     return "cred_" + uuid7_hex()
 
 
+def new_member_id() -> str:
+    """`memb_` + 32 hex digits."""
+    return "memb_" + uuid7_hex()
+
+
+def new_upstream_id() -> str:
+    """`upst_` + 32 hex digits."""
+    return "upst_" + uuid7_hex()
+
+
 def id_bytes(identifier: str) -> bytes:
     """The 16 bytes behind any of our ids. Raises ValueError for anything but `prefix_` + 32 lower-case hex digits."""
     match = _ID.fullmatch(identifier)

@@ -4,7 +4,8 @@ from typing import Final, Literal
 
 import msgspec
 
-from libs.common import money
+from libs.common import money, pricebook
+from libs.common.events import UsageRecorded
 from libs.common.pricebook import ModelRow, PriceBook, Rates
 from libs.common.usage import ModelCall, Usage, UsageUnreadable, model_calls, text, web_searches
 
@@ -73,6 +74,28 @@ def can_price(book: PriceBook, model: str, *, speed: str | None = None, inferenc
     return speed != "fast" or row.fast is not None
 
 
+def geo_ppm(inference_geo: str | None) -> int:
+    """What a region adds to every price, in parts per million. Raises Unpriced."""
+    if inference_geo not in _GEO_PPM:
+        raise Unpriced(f"no price for inference_geo {str(inference_geo)[:64]!r}")
+    return _GEO_PPM[inference_geo]
+
+
+def price_event(event: UsageRecorded) -> Priced:
+    """What an event costs, by the book its version names. Raises Unpriced, UsageUnreadable, LookupError (no such book)."""
+    if event.outcome == "free":
+        return FREE
+    return price(
+        event.usage,
+        book=pricebook.load(event.price_book_version),
+        model_asked=event.model_asked,
+        model_answered=event.model_answered,
+        cache_ttl_1h=event.cache_ttl_1h,
+        multiplier_ppm=event.multiplier_ppm,
+        declined_models=event.declined_models,
+    )
+
+
 def price(
     usage: Usage,
     *,
@@ -132,11 +155,9 @@ def _rates(row: ModelRow, call: ModelCall, speed: str | None) -> Rates:
 
 def _modifier_ppm(usage: Usage) -> int:
     geo, tier = text(usage, "inference_geo"), text(usage, "service_tier")
-    if geo not in _GEO_PPM:
-        raise Unpriced(f"no price for inference_geo {str(geo)[:64]!r}")
     if tier not in _TIER_PPM:
         raise Unpriced(f"no price for service_tier {str(tier)[:64]!r}")
-    return _GEO_PPM[geo] * _TIER_PPM[tier] // PPM
+    return geo_ppm(geo) * _TIER_PPM[tier] // PPM
 
 
 class _Bill:

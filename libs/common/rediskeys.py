@@ -14,13 +14,39 @@ def key_hash(sha256: str) -> str:
 
 
 def account(account_id: str) -> str:
-    """Hash: version, status, multiplier_ppm, on_disconnect; balance, held, spent, granted (nano-dollars)."""
+    """Hash: version, status, multiplier_ppm, on_disconnect, zone, limits; balance, held, spent, granted (nano-dollars); buckets,
+    used. The last two, and limits, as lua/include/ reads them."""
     return f"{_tag(account_id)}account:{account_id}"
 
 
 def api_key(account_id: str, key_id: str) -> str:
-    """Hash: version, status."""
+    """Hash: version, status, member_id, limits, models, addresses, expires_at_ms; held, spent (nano-dollars); buckets, used."""
     return f"{_tag(account_id)}key:{key_id}"
+
+
+def member(account_id: str, member_id: str) -> str:
+    """Hash: version, status, limits; held, spent (nano-dollars); buckets, used."""
+    return f"{_tag(account_id)}member:{member_id}"
+
+
+def leases(account_id: str) -> str:
+    """Hash: request id → lease, `<request id>:memo` → memo (lua/include/lease.lua), from admission until its event is settled."""
+    return f"{_tag(account_id)}leases:{account_id}"
+
+
+def lease_index(partition: int) -> str:
+    """Sorted set of a partition: `<account_id> <request_id>` → Unix microsecond at which the lease ends."""
+    return f"{{p{partition:02d}}}leases"
+
+
+def slots(account_id: str, owner_id: str) -> str:
+    """Sorted set of an account, a member or a key: request id in flight → Unix microsecond at which its slot ends."""
+    return f"{_tag(account_id)}slots:{owner_id}"
+
+
+def throttled(address: str) -> str:
+    """String: the bucket of an address that tries keys which do not exist."""
+    return f"unknown:{address}"
 
 
 def credits_taken(account_id: str) -> str:

@@ -21,8 +21,10 @@ class LocalConfig:
     upstream_api_key: str
     admin_token: str
     """Empty: one is made and kept."""
+    secrets_key: str
+    """Empty: one is made and kept."""
     environment: Mapping[str, str]
-    """What children inherit: everything but the upstream credential, which only the gateway gets, and the admin token."""
+    """What children inherit: everything but the upstream credential, the admin token and the secrets key."""
 
 
 def load(environment: Mapping[str, str] | None = None) -> LocalConfig:
@@ -38,6 +40,7 @@ def load(environment: Mapping[str, str] | None = None) -> LocalConfig:
         upstream_url=url,
         upstream_api_key=api_key,
         admin_token=values.pop("RELAY_ADMIN_TOKEN", ""),
+        secrets_key=values.pop("RELAY_SECRETS_KEY", ""),
         environment=values,
     )
 

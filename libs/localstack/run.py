@@ -13,6 +13,7 @@ from typing import IO, Any, Final
 
 import httpx2
 
+from libs.common import sealing
 from libs.localstack import config as settings
 from libs.localstack.config import LocalConfig
 from libs.localstack.process import Process, ProcessFailed, free_port, http_answers, port_answers
@@ -43,6 +44,7 @@ class LocalRelay:
         self._admin_port = config.admin_port or free_port()
         self._saved = _read_json(config.home / "run.json")
         self._admin_token = config.admin_token or self._saved.get("admin_token") or secrets.token_urlsafe(32)
+        self._secrets_key = config.secrets_key or self._saved.get("secrets_key") or sealing.new_key()
         self._upstream_url = config.upstream_url
         self.gateway_url = f"http://127.0.0.1:{self._gateway_port}"
         self.admin_url = f"http://127.0.0.1:{self._admin_port}"
@@ -70,6 +72,7 @@ class LocalRelay:
             "gateway_url": self.gateway_url,
             "admin_url": self.admin_url,
             "admin_token": self._admin_token,
+            "secrets_key": self._secrets_key,
             "account_id": account_id,
             "api_key": api_key,
             "upstream_url": self._upstream_url,
@@ -140,6 +143,8 @@ class LocalRelay:
 
     def _start_service(self, name: str, port: int) -> None:
         environment = {**self._environment(), f"RELAY_{name.upper()}_PORT": str(port)}
+        if name in ("admin", "gateway"):
+            environment["RELAY_SECRETS_KEY"] = self._secrets_key
         if name == "admin":
             environment["RELAY_ADMIN_TOKEN"] = self._admin_token
         if name == "gateway":

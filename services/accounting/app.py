@@ -1,4 +1,4 @@
-"""Builds the accounting worker: stores, two consumers, and a small health server."""
+"""Builds the accounting worker: stores, two consumers, the reaper, and a small health server."""
 
 import asyncio
 import contextlib
@@ -16,12 +16,16 @@ from libs.common import redisclient, streams, subjects
 from libs.common.balances import Balances
 from libs.common.config import AccountingConfig
 from libs.common.directory import Directory
+from libs.common.leases import Leases
 from libs.common.metrics import Metrics
 from libs.common.runtime import spawn
+from libs.common.scripts import Scripts
+from libs.common.upstreams import Upstreams
 from services.accounting.consumer import Consumer, ControlHandler, Handler, UsageHandler, subscribe
 from services.accounting.control import ControlBatch
 from services.accounting.ledger import Ledger
 from services.accounting.migrate import migrate
+from services.accounting.reaper import Reaper
 
 
 async def bootstrap(config: AccountingConfig) -> None:
@@ -39,10 +43,15 @@ async def bootstrap(config: AccountingConfig) -> None:
 
 
 async def _consumers(
-    config: AccountingConfig, jetstream: JetStreamContext, ledger: Ledger, redis: Redis, metrics: Metrics
+    config: AccountingConfig,
+    jetstream: JetStreamContext,
+    ledger: Ledger,
+    redis: Redis,
+    scripts: Scripts,
+    metrics: Metrics,
 ) -> list[Consumer]:
-    balances = Balances(redis)
-    control = ControlBatch(ledger, Directory(redis, balances))
+    balances = Balances(redis, scripts)
+    control = ControlBatch(ledger, Directory(redis, balances, Upstreams(redis, scripts)))
     handlers: list[tuple[str, str, Handler]] = [
         (subjects.STREAM_USAGE, "usage.>", UsageHandler(ledger, balances, metrics)),
         (subjects.STREAM_CONTROL, "control.>", ControlHandler(control, metrics)),
@@ -74,9 +83,12 @@ def create_app(config: AccountingConfig) -> Starlette:
             stores.push_async_callback(ledger.close)
             redis = redisclient.connect(config.redis_url, try_seconds=redisclient.TRY_S_UNHURRIED)
             stores.push_async_callback(redis.aclose)
-            consumers = await _consumers(config, broker.jetstream(), ledger, redis, metrics)
+            scripts = Scripts(redis)
+            consumers = await _consumers(config, broker.jetstream(), ledger, redis, scripts, metrics)
+            reaper = Reaper(Leases(redis, scripts), broker.jetstream(), metrics, every_s=config.reap_seconds)
             stopping = asyncio.Event()
             workers = [spawn(consumer.run(stopping), name="consume") for consumer in consumers]
+            workers.append(spawn(reaper.run(stopping), name="reap"))
             app.state.ready = lambda: (
                 broker.is_connected
                 and not any(worker.done() for worker in workers)

@@ -15,9 +15,9 @@ from nats.js.client import JetStreamContext
 from nats.js.errors import APIError
 
 from libs.common import clock, events, subjects
-from libs.common.balances import StoreUnavailable
 from libs.common.metrics import Metrics
 from libs.common.runtime import spawn
+from libs.common.scripts import StoreUnavailable
 from services.accounting import settlement
 from services.accounting.control import Change, ControlBatch, apply_control
 from services.accounting.ledger import LedgerUnavailable

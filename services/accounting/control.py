@@ -13,9 +13,10 @@ from typing import Protocol
 import msgspec
 
 from libs.common import money
-from libs.common.balances import CreditResult, StoreRefused
+from libs.common.balances import CreditResult
 from libs.common.events import ControlChanged, Credit
 from libs.common.metrics import Metrics
+from libs.common.scripts import StoreRefused
 from services.accounting.rows import Row, control_row, credit_row
 from services.accounting.settlement import Patience
 

@@ -6,7 +6,7 @@ from typing import Any, Final
 import msgspec
 
 from libs.common import clock, ids
-from libs.common.events import Account, ApiKey, ControlChanged, Credit, UsageRecorded
+from libs.common.events import Account, ApiKey, ControlChanged, Credit, Member, UpstreamCredential, UsageRecorded
 from libs.common.pricing import Priced
 
 Row = tuple[Any, ...]
@@ -17,6 +17,7 @@ USAGE_COLUMNS: Final = (
     "time",
     "account_id",
     "key_id",
+    "member_id",
     "path",
     "model_asked",
     "model_answered",
@@ -37,6 +38,10 @@ USAGE_COLUMNS: Final = (
     "total_nanos",
     "upstream_request_id",
     "attempts",
+    "attempt_upstreams",
+    "attempt_statuses",
+    "attempt_errors",
+    "attempt_durations_us",
     "first_byte_us",
     "duration_us",
     "bytes_in",
@@ -58,7 +63,6 @@ CONTROL_COLUMNS: Final = (
 _COLUMN_MAX: Final = {
     "version": 2**8 - 1,
     "status": 2**16 - 1,
-    "attempts": 2**8 - 1,
     "multiplier_ppm": 2**32 - 1,
     "first_byte_us": 2**63 - 1,
     "duration_us": 2**63 - 1,
@@ -66,6 +70,7 @@ _COLUMN_MAX: Final = {
     "bytes_out": 2**63 - 1,
 }
 """What a column holds. One value beyond it would make ClickHouse's client refuse the whole batch, again and again."""
+_ATTEMPTS_MAX: Final = 2**8 - 1
 TIME_MS_MIN: Final = 1_577_836_800_000  # 2020-01-01
 TIME_MS_MAX: Final = 4_102_444_800_000  # 2100-01-01: DateTime64 ends in 2299, and months are partitions
 
@@ -80,6 +85,8 @@ def usage_row(event: UsageRecorded, priced: Priced) -> Row:
     for name, largest in _COLUMN_MAX.items():
         if not 0 <= getattr(event, name) <= largest:
             raise ValueError(f"{name} is out of range")
+    if not all(0 <= one.status < 2**16 and 0 <= one.duration_us < 2**63 for one in event.tries):
+        raise ValueError("an attempt is out of range")
     if event.version == 0:
         raise ValueError("versions begin at 1")
     lines = priced.lines
@@ -89,6 +96,7 @@ def usage_row(event: UsageRecorded, priced: Priced) -> Row:
         _time(ids.id_time_ms(event.request_id)),
         event.account_id,
         event.key_id,
+        event.member_id,
         event.path,
         event.model_asked,
         event.model_answered,
@@ -108,7 +116,11 @@ def usage_row(event: UsageRecorded, priced: Priced) -> Row:
         [line.amount_nanos for line in lines],
         priced.total_nanos,
         event.upstream_request_id,
-        event.attempts,
+        min(len(event.tries), _ATTEMPTS_MAX),
+        [one.upstream_id for one in event.tries],
+        [one.status for one in event.tries],
+        [one.error for one in event.tries],
+        [one.duration_us for one in event.tries],
         event.first_byte_us,
         event.duration_us,
         event.bytes_in,
@@ -145,11 +157,15 @@ def _time(value_ms: int) -> datetime:
 
 
 def kind_of(event: ControlChanged) -> str:
-    """`account`, `key` or `credit`."""
+    """`account`, `member`, `key`, `upstream` or `credit`."""
     match event.entity:
         case Account():
             return "account"
+        case Member():
+            return "member"
         case ApiKey():
             return "key"
+        case UpstreamCredential():
+            return "upstream"
         case Credit():
             return "credit"

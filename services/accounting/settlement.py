@@ -21,11 +21,12 @@ from typing import Final, Literal, Protocol
 
 import msgspec
 
-from libs.common import clock, ids, pricebook, rediskeys
-from libs.common.balances import Settlement, SettleResult, StoreRefused
+from libs.common import clock, ids, rediskeys
+from libs.common.balances import Settlement, SettleResult
 from libs.common.events import UsageRecorded
 from libs.common.metrics import Metrics
-from libs.common.pricing import FREE, Priced, price
+from libs.common.pricing import price_event
+from libs.common.scripts import StoreRefused
 from services.accounting.rows import Row, usage_row
 
 _log: Final = logging.getLogger("relay.settlement")
@@ -96,24 +97,11 @@ def price_batch(events: Sequence[UsageRecorded]) -> tuple[list[Entry], list[Unse
         except Exception as error:  # noqa: BLE001 - pure code: whatever it raises, it will raise again
             unsettled.append(Unsettled(position, event, "poison", f"{type(error).__name__}: {error}"))
             continue
-        settlement = Settlement(event.account_id, event.request_id, event.version, priced.total_nanos)
+        settlement = Settlement(
+            event.account_id, event.request_id, event.version, priced.total_nanos, event.key_id, event.member_id
+        )
         entries.append(Entry(position, event, row, settlement))
     return entries, unsettled
-
-
-def price_event(event: UsageRecorded) -> Priced:
-    """What an event costs. Raises Unpriced, UsageUnreadable, LookupError (no such price book)."""
-    if event.outcome == "free":
-        return FREE
-    return price(
-        event.usage,
-        book=pricebook.load(event.price_book_version),
-        model_asked=event.model_asked,
-        model_answered=event.model_answered,
-        cache_ttl_1h=event.cache_ttl_1h,
-        multiplier_ppm=event.multiplier_ppm,
-        declined_models=event.declined_models,
-    )
 
 
 async def _remind(entries: Sequence[Entry], ledger: UsageLedger, debits: Debits) -> None:

@@ -1,1 +1,1 @@
-"""Control plane: the REST API over accounts, keys, credits and the ledger. Read app.py first."""
+"""Control plane: the REST API over accounts, members, keys, credits, upstreams and the ledger. Read app.py first."""

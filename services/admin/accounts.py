@@ -1,37 +1,50 @@
 """Accounts: who pays."""
 
 import re
+import zoneinfo
 from decimal import Decimal
+from functools import cache
 from typing import Annotated, Final, Literal
 
 import msgspec
+from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
 from libs.common import clock, ids
 from libs.common.events import Account
+from libs.common.limits import ACCOUNT_DEFAULTS, Limits
+from services.admin import limits
+from services.admin.limits import LimitsChange, LimitsView
 from services.admin.problems import Missing, Unprocessable
-from services.admin.resource import ACTOR, Context, Name, Operation, is_id, read, respond, time_of
+from services.admin.resource import ACTOR, Context, Name, Operation, given, is_id, read, respond, time_of
 
 _MULTIPLIER: Final = re.compile(r"100(\.0{1,6})?|[0-9]{1,2}(\.[0-9]{1,6})?")
 Multiplier = Annotated[str, msgspec.Meta(extra_json_schema={"pattern": f"^({_MULTIPLIER.pattern})$"})]
 _PPM: Final = 1_000_000
+_NO_PLACES: Final = frozenset({"Factory", "localtime"})
+"""Files beside the zones: no zone set, and whatever this machine has."""
 
 
 class NewAccount(msgspec.Struct, forbid_unknown_fields=True):
     """To create an account."""
 
     name: Name
+    time_zone: str = "UTC"
+    """IANA name: where its days, weeks and months begin."""
+    limits: LimitsChange | UnsetType = UNSET
 
 
-class AccountChange(msgspec.Struct, forbid_unknown_fields=True):
+class AccountChange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """To change an account; what is absent stays."""
 
-    name: Name | None = None
-    status: Literal["active", "disabled"] | None = None
-    on_disconnect: Literal["drain", "cancel"] | None = None
-    multiplier: Multiplier | None = None
+    name: Name | UnsetType = UNSET
+    status: Literal["active", "disabled"] | UnsetType = UNSET
+    on_disconnect: Literal["drain", "cancel"] | UnsetType = UNSET
+    multiplier: Multiplier | UnsetType = UNSET
     """Decimal string from "0" to "100" with at most six decimals; "1" passes public prices through one to one."""
+    time_zone: str | UnsetType = UNSET
+    limits: LimitsChange | UnsetType = UNSET
 
 
 class AccountView(msgspec.Struct, kw_only=True):
@@ -42,6 +55,8 @@ class AccountView(msgspec.Struct, kw_only=True):
     status: str
     on_disconnect: str
     multiplier: str
+    time_zone: str
+    limits: LimitsView
     created_at: str
 
 
@@ -56,7 +71,13 @@ async def find_account(context: Context, account_id: str) -> tuple[Account, int]
 async def create(context: Context, request: Request) -> Response:
     """POST /accounts."""
     body = await read(request, NewAccount)
-    account = Account(id=ids.new_account_id(), name=body.name, created_at_ms=clock.unix_ms())
+    account = Account(
+        id=ids.new_account_id(),
+        name=body.name,
+        created_at_ms=clock.unix_ms(),
+        time_zone=_time_zone(body.time_zone),
+        limits=limits.changed(Limits(), body.limits),
+    )
     await context.control.put(account, version=0, actor=ACTOR, reason="created")
     return respond(_view(account), 201)
 
@@ -71,13 +92,12 @@ async def change(context: Context, request: Request) -> Response:
     """PATCH /accounts/{account_id}."""
     body = await read(request, AccountChange)
     account, version = await find_account(context, request.path_params["account_id"])
-    changed = msgspec.structs.replace(
-        account,
-        name=body.name or account.name,
-        status=body.status or account.status,
-        on_disconnect=body.on_disconnect or account.on_disconnect,
-        multiplier_ppm=account.multiplier_ppm if body.multiplier is None else _ppm(body.multiplier),
-    )
+    fields = given(body, "name", "status", "on_disconnect")
+    if body.multiplier is not UNSET:
+        fields["multiplier_ppm"] = _ppm(body.multiplier)
+    if body.time_zone is not UNSET:
+        fields["time_zone"] = _time_zone(body.time_zone)
+    changed = msgspec.structs.replace(account, limits=limits.changed(account.limits, body.limits), **fields)
     await context.control.put(changed, version=version, actor=ACTOR, reason="changed")
     return respond(_view(changed))
 
@@ -88,6 +108,18 @@ def _ppm(multiplier: str) -> int:
     return int(Decimal(multiplier) * _PPM)
 
 
+def _time_zone(name: str) -> str:
+    if name not in _time_zones():
+        raise Unprocessable("time_zone must be a name of the IANA database, such as Europe/Berlin or UTC.")
+    return name
+
+
+@cache
+def _time_zones() -> frozenset[str]:
+    """Looking takes some 50 ms, once."""
+    return frozenset(zoneinfo.available_timezones() - _NO_PLACES)
+
+
 def _view(account: Account) -> AccountView:
     return AccountView(
         id=account.id,
@@ -95,6 +127,8 @@ def _view(account: Account) -> AccountView:
         status=account.status,
         on_disconnect=account.on_disconnect,
         multiplier=format((Decimal(account.multiplier_ppm) / _PPM).normalize(), "f"),
+        time_zone=account.time_zone,
+        limits=limits.view(account.limits, ACCOUNT_DEFAULTS),
         created_at=time_of(account.created_at_ms),
     )
 

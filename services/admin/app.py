@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final
 
 from nats.aio.client import Client
+from redis.asyncio import Redis
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -19,7 +20,10 @@ from libs.common.balances import Balances
 from libs.common.config import AdminConfig, ConfigError
 from libs.common.directory import Directory
 from libs.common.runtime import spawn
-from services.admin import accounts, balance, keys, openapi, requests
+from libs.common.scripts import Scripts
+from libs.common.sealing import Sealer
+from libs.common.upstreams import Upstreams
+from services.admin import accounts, balance, keys, members, openapi, requests, upstreams
 from services.admin import credits as credit_entries
 from services.admin.control import Control
 from services.admin.ledger import Ledger
@@ -30,8 +34,10 @@ PREFIX: Final = "/api/v1"
 OPERATIONS: Final = (
     *accounts.OPERATIONS,
     *credit_entries.OPERATIONS,
+    *members.OPERATIONS,
     *keys.OPERATIONS,
     *balance.OPERATIONS,
+    *upstreams.OPERATIONS,
     *requests.OPERATIONS,
 )
 _TOKEN_CHARS_MIN: Final = 16
@@ -45,19 +51,12 @@ There is no console yet; docs/api.md in the repository shows the API by example.
 
 
 def create_app(config: AdminConfig) -> Starlette:
-    """The application. Raises ConfigError for a token that is too short to be one."""
+    """The application. Raises ConfigError for a token that is too short to be one, and a secrets key that is none."""
     if len(config.admin_token) < _TOKEN_CHARS_MIN:
         raise ConfigError(f"RELAY_ADMIN_TOKEN must have at least {_TOKEN_CHARS_MIN} characters")
-    redis = redisclient.connect(config.redis_url)
-    balances = Balances(redis)
-    broker = Client()
-    ledger = Ledger(config.clickhouse_url)
-    context = Context(
-        control=Control(broker, Directory(redis, balances)),
-        ledger=ledger,
-        balances=balances,
-        admin_token=config.admin_token,
-    )
+    broker, redis = Client(), redisclient.connect(config.redis_url)
+    context = _context(config, broker, redis)
+    ledger = context.ledger
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -92,6 +91,23 @@ def create_app(config: AdminConfig) -> Starlette:
     )
     app.router.redirect_slashes = False  # a redirect would be built from the Host header
     return app
+
+
+def _context(config: AdminConfig, broker: Client, redis: Redis) -> Context:
+    try:
+        sealer = Sealer(config.secrets_key)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    scripts = Scripts(redis)
+    balances, pool = Balances(redis, scripts), Upstreams(redis, scripts)
+    return Context(
+        control=Control(broker, Directory(redis, balances, pool)),
+        ledger=Ledger(config.clickhouse_url),
+        balances=balances,
+        sealer=sealer,
+        pool=pool,
+        admin_token=config.admin_token,
+    )
 
 
 def _route(context: Context, operation: Operation) -> Route:

@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from libs.common import money
-from libs.common.balances import StoreUnavailable
+from libs.common.scripts import StoreUnavailable
 from services.admin.accounts import find_account
 from services.admin.problems import Unavailable
 from services.admin.resource import Context, Operation, is_id, respond

@@ -1,4 +1,4 @@
-"""Changes of accounts, keys and credits: published to CONTROL with compare-and-set, then applied to Redis.
+"""Changes of accounts, members, keys, credits and upstreams: published to CONTROL with compare-and-set, then applied to Redis.
 
 Acknowledged by CONTROL = done. If Redis cannot be reached after that, accounting applies the change when it can.
 """
@@ -12,9 +12,9 @@ from nats.aio.client import Client
 from nats.js.errors import APIError, NotFoundError
 
 from libs.common import clock, events, subjects
-from libs.common.balances import StoreUnavailable
 from libs.common.directory import Directory
-from libs.common.events import Account, ApiKey, ControlChanged, Credit, Entity
+from libs.common.events import Account, ApiKey, ControlChanged, Credit, Entity, Member, UpstreamCredential
+from libs.common.scripts import StoreUnavailable
 from services.admin.problems import Conflict, Unavailable
 
 _log: Final = logging.getLogger("relay.control")
@@ -26,8 +26,14 @@ _AWAY: Final = "The log of changes does not answer; nothing was changed. Try aga
 _UNKNOWN: Final = (
     "The log of changes did not answer in time. The change may have been made or not: read it before you send it again."
 )
-_KINDS: Final[dict[type[Entity], str]] = {Account: "account", ApiKey: "key", Credit: "credit"}
-_Entity = TypeVar("_Entity", Account, ApiKey, Credit)
+_KINDS: Final[dict[type[Entity], str]] = {
+    Account: "account",
+    ApiKey: "key",
+    Credit: "credit",
+    Member: "member",
+    UpstreamCredential: "upstream",
+}
+_Entity = TypeVar("_Entity", Account, ApiKey, Credit, Member, UpstreamCredential)
 
 
 class Control:
@@ -55,6 +61,22 @@ class Control:
         entity = events.decode_control(message.data or b"").entity
         assert isinstance(entity, kind)
         return entity, message.seq or 0
+
+    async def list_all(self, kind: type[_Entity]) -> list[tuple[_Entity, int]]:
+        """Every entity of a kind of which there are few, each with its version, in the order of their ids.
+
+        One question each. Raises Unavailable.
+        """
+        if not self._broker.is_connected:
+            raise Unavailable(_AWAY)
+        subject = subjects.control_subject(_KINDS[kind], ">")
+        try:
+            info = await self._jetstream.stream_info(subjects.STREAM_CONTROL, subjects_filter=subject)
+        except _ERRORS:
+            raise Unavailable(_AWAY) from None
+        names = sorted(name.rpartition(".")[2] for name in info.state.subjects or {})
+        found = [await self.find(kind, name) for name in names]
+        return [one for one in found if one is not None]
 
     async def put(self, entity: Entity, *, version: int, actor: str, reason: str) -> int:
         """Write the next state of an entity whose present version is `version` (0: it must be new). Its new version.

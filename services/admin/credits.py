@@ -8,8 +8,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from libs.common import clock, ids, money
-from libs.common.balances import StoreUnavailable
 from libs.common.events import Credit
+from libs.common.scripts import StoreUnavailable
 from services.admin.accounts import find_account
 from services.admin.problems import BadInput, Conflict, Unprocessable
 from services.admin.resource import ACTOR, Context, Operation, Reason, read, respond, time_of

@@ -36,6 +36,17 @@ class LineView(msgspec.Struct, kw_only=True, rename={"price_class": "class"}):
     amount_usd: str
 
 
+class AttemptView(msgspec.Struct, kw_only=True):
+    """One try at the upstream."""
+
+    upstream_id: str
+    status: int
+    """0 if no answer came."""
+    error: str
+    """`connect`, `timeout`, `broke` where no answer came; `left` where nobody waited for it any more."""
+    duration_us: int
+
+
 class RequestView(msgspec.Struct, kw_only=True):
     """A ledger row. Lines add up to the total exactly."""
 
@@ -44,6 +55,7 @@ class RequestView(msgspec.Struct, kw_only=True):
     time: str
     account_id: str
     key_id: str
+    member_id: str
     path: str
     model_asked: str
     model_answered: str
@@ -60,7 +72,8 @@ class RequestView(msgspec.Struct, kw_only=True):
     cache_ttl_1h: bool
     declined_models: list[str]
     upstream_request_id: str
-    attempts: int
+    attempts: list[AttemptView]
+    """In order; the last one is what the caller saw."""
     first_byte_us: int
     duration_us: int
     bytes_in: int
@@ -123,11 +136,22 @@ def _view(row: Row) -> RequestView:
             strict=True,
         )
     ]
+    attempts = [
+        AttemptView(upstream_id=upstream_id, status=status, error=error, duration_us=duration_us)
+        for upstream_id, status, error, duration_us in zip(
+            row["attempt_upstreams"],
+            row["attempt_statuses"],
+            row["attempt_errors"],
+            row["attempt_durations_us"],
+            strict=True,
+        )
+    ]
     plain = {name: row[name] for name in RequestView.__struct_fields__ if name in row}
     plain |= {
         "time": time_of(ids.id_time_ms(row["request_id"])),
         "usage": msgspec.json.decode(row["usage"]),
         "lines": lines,
+        "attempts": attempts,
         "total_usd": money.format_usd(row["total_nanos"]),
     }
     return RequestView(**plain)

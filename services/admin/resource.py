@@ -12,6 +12,8 @@ from starlette.responses import Response
 
 from libs.common import clock, ids
 from libs.common.balances import Balances
+from libs.common.sealing import Sealer
+from libs.common.upstreams import Upstreams
 from services.admin.control import Control
 from services.admin.ledger import Ledger
 from services.admin.problems import BadInput, TooLarge, Unauthorized
@@ -32,6 +34,8 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     control: Control
     ledger: Ledger
     balances: Balances
+    sealer: Sealer
+    pool: Upstreams
     admin_token: str
 
 
@@ -70,6 +74,11 @@ async def read(request: Request, kind: type[_Body]) -> _Body:
         raise BadInput(
             f"The body cannot be read: {_PATTERN_TOLD.sub('Expected text without control characters', str(error))}."
         ) from None
+
+
+def given(body: msgspec.Struct, *names: str) -> dict[str, Any]:
+    """Those of these fields that the body has."""
+    return {name: value for name in names if (value := getattr(body, name)) is not msgspec.UNSET}
 
 
 def respond(value: Any, status: int = 200) -> Response:

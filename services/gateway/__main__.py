@@ -16,14 +16,15 @@ def main() -> int:
     """Exit code 2 for settings that cannot be read."""
     try:
         config = settings.load(settings.GatewayConfig)
+        metrics = Metrics()
+        budget = BodyBudget(config.bodies_in_flight_bytes_max)
+        app = create_app(config, metrics=metrics, body_budget=budget)
     except settings.ConfigError as error:
         print(f"gateway: {error}", file=sys.stderr)
         return 2
     _raise_descriptor_limit()
-    metrics = Metrics()
-    budget = BodyBudget(config.bodies_in_flight_bytes_max)
     server = make_server(
-        create_app(config, metrics=metrics, body_budget=budget),
+        app,
         host=config.host,
         port=config.gateway_port,
         limits=ServerLimits(

@@ -3,25 +3,32 @@
 Only what can never change is remembered here: which account and key a key's hash belongs to.
 """
 
+import asyncio
 from typing import Final
 
 import msgspec
 
-from libs.common import apikeys, money
-from libs.common.balances import Balances, Granted, Refused, StoreUnavailable
+from libs.common import apikeys
 from libs.common.directory import Directory
-from libs.common.errors import BadRequest, InsufficientBalance, NotFound, Overloaded, RelayError, Unauthenticated
+from libs.common.errors import BadRequest, NotFound, Overloaded, RateLimited, Unauthenticated
+from libs.common.events import VERSION_EXPIRED, UsageRecorded, encode_event
+from libs.common.leases import Admission, Checked, Granted, Leases, Refused
 from libs.common.pricebook import PriceBook
 from libs.common.pricing import can_price
+from libs.common.scripts import StoreUnavailable
+from services.gateway import callers, hold, refusals
 from services.gateway.headers import Headers, credential
+from services.gateway.keeper import LeaseKeeper
 from services.gateway.peek import Ask
 
 _KNOWN_KEYS_MAX: Final = 100_000
+_BLOCKED_MAX: Final = 10_000
 _NO_KEY: Final = "No API key. Send your key as x-api-key or as Authorization: Bearer."
 _BAD_KEY: Final = "Invalid API key. Check that it is complete; keys of this relay start with sk-cr-."
-_INACTIVE_KEY: Final = "This API key is not active. Create a new one, or ask the owner of the account to enable it."
-_INACTIVE_ACCOUNT: Final = "This account is not active. Ask the operator of this relay."
 _STORE_AWAY: Final = "The relay cannot check keys right now. Nothing was charged; please try again."
+_TOO_MANY_KEYS: Final = (
+    "Too many API keys that do not exist were tried from this address. Check your key, then try again."
+)
 
 
 class Principal(msgspec.Struct, frozen=True):
@@ -31,18 +38,47 @@ class Principal(msgspec.Struct, frozen=True):
     key_id: str
 
 
-class Admission:
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """A message request as far as admission and its event are concerned."""
+
+    id: str
+    principal: Principal
+    address: str
+    """The caller's, 32 hex digits."""
+    ask: Ask
+    models: tuple[str, ...]
+    """Ids of the price book."""
+    path: str
+    client: str
+    """Client family."""
+    bytes_in: int
+
+
+class Gate:
     """The gateway's gate."""
 
-    def __init__(self, directory: Directory, balances: Balances) -> None:
+    def __init__(
+        self,
+        directory: Directory,
+        leases: Leases,
+        keeper: LeaseKeeper,
+        book: PriceBook,
+        *,
+        unknown_keys_per_minute: int,
+    ) -> None:
         self._directory = directory
-        self._balances = balances
+        self._leases = leases
+        self._keeper = keeper
+        self._book = book
+        self._unknown_keys_per_minute = unknown_keys_per_minute
         self._known: dict[str, Principal] = {}
+        self._blocked: dict[str, float] = {}
+        """Addresses that have tried too many keys → when they may try again, in the loop's time."""
 
-    async def authenticate(self, headers: Headers) -> Principal:
-        """The caller behind the credential. Whether the key is active is decided later, by `admit` or `check_active`.
+    async def authenticate(self, headers: Headers, address: str) -> Principal:
+        """The caller behind the credential. Whether the key is active is decided later, by `admit` or `check`.
 
-        Raises Unauthenticated, or Overloaded when Redis cannot be asked.
+        Raises Unauthenticated, RateLimited for an address that tries keys, or Overloaded when Redis cannot be asked.
         """
         key = credential(headers)
         if key is None:
@@ -52,45 +88,100 @@ class Admission:
         if principal is None:
             if not apikeys.is_well_formed(key):
                 raise Unauthenticated(_BAD_KEY)
-            principal = await self._look_up(sha256)
+            principal = await self._look_up(sha256, callers.throttle_group(address))
         return principal
 
-    async def admit(self, principal: Principal) -> Granted:
-        """Let a message request through, or raise the RelayError that says why not."""
+    async def admit(self, request: Request) -> Granted:
+        """Let a message request through, or raise the RelayError that says why not: then nothing is taken or charged."""
+        principal = request.principal
+        admission = Admission(
+            request_id=request.id,
+            account_id=principal.account_id,
+            key_id=principal.key_id,
+            address=request.address,
+            models=request.models,
+            input_tokens=request.ask.input_estimated_tokens,
+            hold_nanos=hold.hold_nanos(self._book, request.ask),
+            memo=self._memo(request),
+        )
         try:
-            decision = await self._balances.admit(principal.account_id, principal.key_id)
+            decision = await self._leases.admit(admission)
+        except (StoreUnavailable, asyncio.CancelledError) as error:
+            self._keeper.void(self._leases.lease_of(admission))
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            raise Overloaded(_STORE_AWAY) from None
+        if isinstance(decision, Refused):
+            raise refusals.refusal(decision, book=self._book, ask=request.ask)
+        self._keeper.keep(decision.lease)
+        return decision
+
+    async def check(self, principal: Principal, address: str, models: tuple[str, ...] = ()) -> Checked:
+        """For paths that cost nothing: the balance does not matter. Raises RelayError."""
+        try:
+            decision = await self._leases.check(principal.account_id, principal.key_id, address=address, models=models)
         except StoreUnavailable:
             raise Overloaded(_STORE_AWAY) from None
         if isinstance(decision, Refused):
-            raise _refusal(decision)
+            raise refusals.refusal(decision)
         return decision
 
-    async def check_active(self, principal: Principal) -> None:
-        """For paths that cost nothing: key and account must be active, the balance does not matter."""
-        try:
-            active = await self._directory.key_is_active(principal.account_id, principal.key_id)
-        except StoreUnavailable:
-            raise Overloaded(_STORE_AWAY) from None
-        if not active:
-            raise Unauthenticated(_INACTIVE_KEY)
+    def _memo(self, request: Request) -> bytes:
+        """What is recorded if this gateway dies and nothing else is known: the estimated input (DESIGN.md, outcomes)."""
+        return encode_event(
+            UsageRecorded(
+                request_id=request.id,
+                version=VERSION_EXPIRED,
+                account_id=request.principal.account_id,
+                key_id=request.principal.key_id,
+                path=request.path,
+                model_asked=request.ask.model,
+                model_answered=request.ask.model,
+                stream=request.ask.stream,
+                status=0,
+                outcome="expired",
+                usage={"input_tokens": request.ask.input_estimated_tokens},
+                price_book_version=self._book.version,
+                multiplier_ppm=0,
+                bytes_in=request.bytes_in,
+                client=request.client,
+            )
+        )
 
-    async def _look_up(self, sha256: str) -> Principal:
+    async def _look_up(self, sha256: str, group: str) -> Principal:
+        now = asyncio.get_running_loop().time()
+        if (wait_s := self._blocked.get(group, 0.0) - now) > 0:
+            raise RateLimited(_TOO_MANY_KEYS, retry_after_s=wait_s)
         try:
             found = await self._directory.find_key(sha256)
+            wait_ms = 0 if found else await self._leases.throttle(group, per_minute=self._unknown_keys_per_minute)
         except StoreUnavailable:
             raise Overloaded(_STORE_AWAY) from None
         if found is None:
+            if wait_ms:
+                self._block(group, now + wait_ms / 1000)
+                raise RateLimited(_TOO_MANY_KEYS, retry_after_s=wait_ms / 1000)
             raise Unauthenticated(_BAD_KEY)
         if len(self._known) >= _KNOWN_KEYS_MAX:
             self._known.clear()  # rare, and cheap to fill again
         principal = self._known[sha256] = Principal(*found)
         return principal
 
+    def _block(self, group: str, until: float) -> None:
+        if len(self._blocked) >= _BLOCKED_MAX:
+            self._blocked.clear()
+        self._blocked[group] = until
 
-def check_models(book: PriceBook, ask: Ask) -> None:
-    """Raise NotFound for a model, BadRequest for a way of serving it, that has no price: unknown is refused, never guessed."""
+
+def priced_models(book: PriceBook, ask: Ask) -> tuple[str, ...]:
+    """The price book's ids of the models asked for: unknown is refused, never guessed.
+
+    Raises NotFound for a model, BadRequest for a way of serving it, that has no price.
+    """
+    found = []
     for model in (ask.model, *ask.other_models):
-        if book.find(model) is None:
+        row = book.find(model)
+        if row is None:
             raise NotFound(f"model: {model[:128]}")
         if not can_price(book, model, speed=ask.speed, inference_geo=None):
             raise BadRequest(
@@ -100,17 +191,5 @@ def check_models(book: PriceBook, ask: Ask) -> None:
             raise BadRequest(
                 f"inference_geo: {str(ask.inference_geo)[:32]!r} is not on offer here; leave the field out."
             )
-
-
-def _refusal(refused: Refused) -> RelayError:
-    match refused.by:
-        case "key":
-            return Unauthenticated(_INACTIVE_KEY)
-        case "account":
-            return Unauthenticated(_INACTIVE_ACCOUNT)
-        case "balance":
-            available = money.format_usd(int(refused.detail))
-            return InsufficientBalance(
-                f"Your balance is too low: {available} USD available. Add credit to the account and try again.",
-                available_usd=available,
-            )
+        found.append(row.id)
+    return tuple(found)

@@ -15,18 +15,24 @@ from starlette.types import ASGIApp
 from libs.common import metrics as metric_names
 from libs.common import pricebook, redisclient, streams
 from libs.common.balances import Balances
-from libs.common.config import GatewayConfig
+from libs.common.config import ConfigError, GatewayConfig
 from libs.common.directory import Directory
+from libs.common.leases import Leases
 from libs.common.metrics import Metrics
 from libs.common.runtime import spawn
-from services.gateway.admission import Admission
+from libs.common.scripts import Scripts, StoreUnavailable
+from libs.common.sealing import Sealer
+from libs.common.upstreams import Upstreams
+from services.gateway import callers
+from services.gateway.admission import Gate
 from services.gateway.cycle import BodyBudget
 from services.gateway.exchange import Drains, Services
 from services.gateway.free import FreePaths
+from services.gateway.keeper import LeaseKeeper
+from services.gateway.pool import Pool
 from services.gateway.proxy import Proxy
 from services.gateway.publisher import Publisher
 from services.gateway.transport import TransportConfig, UpstreamTransport
-from services.gateway.upstream import Upstream
 
 
 def create_app(
@@ -36,45 +42,70 @@ def create_app(
     body_budget: BodyBudget,
     transport: httpx2.AsyncBaseTransport | None = None,
 ) -> ASGIApp:
-    """The ASGI application. `transport` replaces the way to the upstream in tests."""
+    """The ASGI application. `transport` replaces the way to the upstream in tests. Raises ConfigError."""
     book = pricebook.load()
+    trusted_proxies = _trusted_proxies(config)
     redis = redisclient.connect(config.redis_url)
-    balances = Balances(redis)
+    scripts = Scripts(redis)
+    upstreams = Upstreams(redis, scripts)
+    leases = Leases(redis, scripts, lease_ms=config.lease_seconds * 1000)
+    keeper = LeaseKeeper(leases, metrics, lease_seconds=config.lease_seconds)
     broker = Client()
     publisher = Publisher(broker.jetstream(), metrics, unpublished_max=config.unpublished_events_max)
-    transport = transport or _upstream_transport(config, metrics)
-    upstream = Upstream(transport, url=config.upstream_url, api_key=config.upstream_api_key)
+    ways = _Ways(config, metrics)
+    pool = Pool(
+        config,
+        transport_for=ways.make if transport is None else lambda _: transport,
+        metrics=metrics,
+        upstreams=upstreams,
+        sealer=Sealer(config.secrets_key),
+    )
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         connecting = spawn(streams.connect(config.nats_url, name="relay-gateway", client=broker), name="nats-connect")
+        with contextlib.suppress(StoreUnavailable):  # it is tried again every second
+            await pool.refresh()
+        running = [spawn(keeper.run(), name="keep-leases"), spawn(pool.run(), name="follow-upstreams")]
         try:
             yield
         finally:
             await publisher.flush(config.shutdown_seconds)
-            connecting.cancel()
+            for task in (connecting, *running):
+                task.cancel()
+            await keeper.close()
             await streams.close(broker)
-            await transport.aclose()
+            await pool.aclose()
             await redis.aclose()
 
     services = Services(
-        upstream=upstream,
+        pool=pool,
+        keeper=keeper,
         publisher=publisher,
         metrics=metrics,
         drains=Drains(metrics, count_max=config.drains_max, seconds=config.drain_seconds),
+        config=config,
         price_book_version=book.version,
-        error_body_bytes_max=config.error_body_bytes_max,
     )
+    directory = Directory(redis, Balances(redis, scripts), upstreams)
     return Proxy(
         local=Starlette(routes=_local_routes(redis, broker, metrics), lifespan=lifespan),
-        gate=Admission(Directory(redis, balances), balances),
+        gate=Gate(directory, leases, keeper, book, unknown_keys_per_minute=config.unknown_keys_per_minute),
         services=services,
-        free=FreePaths(upstream, book, metrics),
+        free=FreePaths(pool, config, book, metrics),
         book=book,
         metrics=metrics,
         body_budget=body_budget,
         body_bytes_max=config.body_bytes_max,
+        trusted_proxies=trusted_proxies,
     )
+
+
+def _trusted_proxies(config: GatewayConfig) -> callers.Networks:
+    try:
+        return callers.trusted_networks(config.trusted_proxies)
+    except ValueError as error:
+        raise ConfigError(f"RELAY_TRUSTED_PROXIES cannot be read: {error} (docs/configuration.md)") from None
 
 
 def _local_routes(redis: Redis, broker: Client, metrics: Metrics) -> list[Route]:
@@ -93,16 +124,26 @@ def _local_routes(redis: Redis, broker: Client, metrics: Metrics) -> list[Route]
     return [Route("/healthz", healthy), Route("/readyz", ready), Route("/metrics", scrape)]
 
 
-def _upstream_transport(config: GatewayConfig, metrics: Metrics) -> UpstreamTransport:
-    transport = UpstreamTransport(
-        TransportConfig(
-            connect_timeout_s=config.upstream_connect_seconds,
-            first_byte_timeout_s=config.upstream_first_byte_seconds,
-            idle_timeout_s=config.upstream_idle_seconds,
-            pool_connections_max=config.upstream_connections_max,
-            proxy_url=config.upstream_proxy or None,
+class _Ways:
+    """Makes transports, one for each proxy, and shows their connections together."""
+
+    def __init__(self, config: GatewayConfig, metrics: Metrics) -> None:
+        self._config = config
+        self._made: list[UpstreamTransport] = []
+        metrics.gauge("relay_upstream_connections_open", lambda: sum(one.stats.open for one in self._made))
+        metrics.gauge("relay_upstream_connections_idle", lambda: sum(one.stats.idle for one in self._made))
+
+    def make(self, proxy_url: str) -> UpstreamTransport:
+        """Raises ValueError for a proxy that cannot be used."""
+        config = self._config
+        transport = UpstreamTransport(
+            TransportConfig(
+                connect_timeout_s=config.upstream_connect_seconds,
+                first_byte_timeout_s=config.upstream_first_byte_seconds,
+                idle_timeout_s=config.upstream_idle_seconds,
+                pool_connections_max=config.upstream_connections_max,
+                proxy_url=proxy_url or None,
+            )
         )
-    )
-    metrics.gauge("relay_upstream_connections_open", lambda: transport.stats.open)
-    metrics.gauge("relay_upstream_connections_idle", lambda: transport.stats.idle)
-    return transport
+        self._made.append(transport)
+        return transport

@@ -49,9 +49,10 @@ async def answer(send: Send, status: int, headers: Headers, body: bytes) -> None
     await send({"type": "http.response.body", "body": body})
 
 
-async def answer_error(send: Send, error: RelayError, request_id: str) -> None:
-    """An error of ours, in Anthropic's shape, under our request id."""
-    await answer(send, *answer_of(error, request_id))
+async def answer_error(send: Send, error: RelayError, request_id: str, extra: Headers | None = None) -> None:
+    """An error of ours, in Anthropic's shape, under our request id; `extra` headers beside its own."""
+    status, headers, body = answer_of(error, request_id)
+    await answer(send, status, headers + (extra or []), body)
 
 
 def answer_of(error: RelayError, request_id: str) -> tuple[int, Headers, bytes]:

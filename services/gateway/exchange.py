@@ -6,26 +6,31 @@ Whatever happens in between, `run` ends with exactly one `UsageRecorded`: its `f
 import asyncio
 import logging
 import time
-from typing import Final
+from typing import Any, Final
 
 import httpx2
 import msgspec
 from starlette.types import Receive, Send
 
-from libs.common.balances import Granted
+from libs.common.config import GatewayConfig
 from libs.common.errors import InternalError, RelayError, UpstreamFailed
 from libs.common.events import UsageRecorded
+from libs.common.leases import Granted
 from libs.common.metrics import Metrics
+from libs.common.pricing import Unpriced, price_event
 from libs.common.runtime import spawn
-from services.gateway import asgi, masks, outcome
-from services.gateway.admission import Principal
-from services.gateway.headers import caller_response, client_family, value
+from libs.common.usage import UsageUnreadable
+from services.gateway import asgi, masks, outcome, ratelimits
+from services.gateway.admission import Request
+from services.gateway.attempts import Attempts
+from services.gateway.headers import caller_response, value
+from services.gateway.keeper import LeaseKeeper
 from services.gateway.meter import GzipMeter, JsonMeter, Meter, Reading, StreamMeter
-from services.gateway.outcome import Ending
-from services.gateway.peek import Ask
+from services.gateway.outcome import Ending, Verdict
+from services.gateway.pool import Pool
 from services.gateway.publisher import Publisher
 from services.gateway.screen import ErrorScreen
-from services.gateway.upstream import Call, Upstream, explain
+from services.gateway.upstream import Call, explain
 
 _log: Final = logging.getLogger("relay.exchange")
 _PLAIN: Final = frozenset({b"", b"identity"})
@@ -49,39 +54,42 @@ class Drains:
 class Services(msgspec.Struct, frozen=True, kw_only=True):
     """What an exchange works with; one per process."""
 
-    upstream: Upstream
+    pool: Pool
+    keeper: LeaseKeeper
     publisher: Publisher
     metrics: Metrics
     drains: Drains
+    config: GatewayConfig
     price_book_version: str
-    error_body_bytes_max: int
 
 
 class Exchange:
     """See the module's docstring."""
 
-    def __init__(
-        self, services: Services, *, request_id: str, principal: Principal, ask: Ask, granted: Granted, call: Call
-    ) -> None:
+    def __init__(self, services: Services, *, request: Request, granted: Granted, call: Call) -> None:
         self._services = services
-        self._request_id = request_id
-        self._principal = principal
-        self._ask = ask
+        self._request = request
+        self._request_id = request.id
         self._granted = granted
+        self._limit_headers = ratelimits.headers(granted.figures)
         self._call = call
+        self._attempts = Attempts(
+            services.pool,
+            services.config,
+            services.metrics,
+            account_id=request.principal.account_id,
+            request_id=request.id,
+        )
         self._started = time.monotonic()
         self._first_byte_us = 0
-        self._status = 0
-        self._upstream_request_id = ""
-        self._bytes_in = len(call.body)
         self._bytes_out = 0
         self._reading = Reading()
         self._ending = Ending.BROKE
-        self._sent = False
         self._answer_begun = False
         self._answer_ended = False
         self._caller_left = False
         self._draining = False
+        self._input_known = False
         self._deadline = asyncio.timeout(None)
 
     async def run(self, receive: Receive, send: Send) -> None:
@@ -98,13 +106,14 @@ class Exchange:
         except Exception as error:  # noqa: BLE001 - whatever it was, the request ends in one event
             if isinstance(error, TimeoutError) and self._deadline.expired():
                 # what never went out, because there was no connection yet, is nobody's work
-                self._ending = Ending.ABANDONED if self._sent else Ending.BROKE
+                self._ending = Ending.ABANDONED if self._attempts.sent else Ending.BROKE
             else:
                 _log.exception("exchange %s failed", self._request_id)
                 await self._fail(send, InternalError(_OWN_FAULT))
         finally:
             watch.cancel()
             self._services.drains.count -= self._draining
+            self._attempts.release()
             self._record()
 
     async def _watch_caller(self, receive: Receive) -> None:
@@ -112,6 +121,7 @@ class Exchange:
         if self._answer_ended:  # the server says "disconnect" after a whole answer too
             return
         self._caller_left = True
+        self._attempts.stop()
         drains = self._services.drains
         now = asyncio.get_running_loop().time()
         if self._granted.on_disconnect == "cancel" or drains.count >= drains.count_max:
@@ -119,20 +129,22 @@ class Exchange:
             return
         self._draining = True
         drains.count += 1
+        self._services.keeper.drain(self._granted.lease)
         self._deadline.reschedule(now + drains.seconds)
 
     async def _relay(self, send: Send) -> None:
-        response = await self._services.upstream.send(self._call, on_sent=self._note_sent)
+        sent = await self._attempts.send(self._call)
         self._call = msgspec.structs.replace(self._call, body=b"")  # megabytes, and a stream may last for minutes
+        response = sent.response
         try:
-            self._status = response.status_code
-            headers = response.headers.raw
-            self._upstream_request_id = value(headers, b"request-id").decode("ascii", "replace")[:128]
-            if self._status >= 400:
-                await self._relay_error(response, send)
-            elif self._status >= 300:
+            if sent.body is not None:
+                self._ending = Ending.ANSWERED
+                await self._begin(response, send)
+                await self._pass(send, sent.body)
+                await self._send_last(send, b"")
+            elif response.status_code >= 300:
                 raise UpstreamFailed(_ODD_ANSWER)
-            elif self._is_stream(value(headers, b"content-type")):
+            elif self._is_stream(value(response.headers.raw, b"content-type")):
                 await self._relay_stream(response, send)
             else:
                 await self._relay_json(response, send)
@@ -141,23 +153,7 @@ class Exchange:
 
     def _is_stream(self, content_type: bytes) -> bool:
         media_type = content_type.partition(b";")[0].strip().lower()
-        return media_type == b"text/event-stream" or (not media_type and self._ask.stream)
-
-    def _note_sent(self) -> None:
-        self._sent = True
-
-    async def _relay_error(self, response: httpx2.Response, send: Send) -> None:
-        body = await read_whole(response, bytes_max=self._services.error_body_bytes_max)
-        self._services.metrics.add("relay_upstream_errors_total", str(self._status))
-        masked = masks.masked_answer(self._status, body, packed=is_packed(response))
-        if masked is not None:
-            self._services.metrics.add("relay_upstream_masked_total", str(self._status))
-            _log.warning("%s: upstream answered %d; the caller sees %d", self._request_id, self._status, masked.status)
-            raise masked
-        self._ending = Ending.ANSWERED
-        await self._begin(response, send)
-        await self._pass(send, body)
-        await self._send_last(send, b"")
+        return media_type == b"text/event-stream" or (not media_type and self._request.ask.stream)
 
     async def _relay_json(self, response: httpx2.Response, send: Send) -> None:
         meter = self._metered(JsonMeter(self._services.metrics), response)
@@ -186,6 +182,8 @@ class Exchange:
                         await self._pass(send, passed)
                 finally:  # what came from the upstream counts, also if the time was up while the caller did not take it
                     meter.feed(chunk)
+                if not self._input_known and self._reading.usage_start is not None:
+                    self._correct_input(self._reading.usage_start)
         except httpx2.TransportError as error:
             _log.warning("%s: upstream broke inside a stream: %s", self._request_id, type(error).__name__)
             self._services.metrics.add("relay_upstream_errors_total", "broken_stream")
@@ -218,10 +216,13 @@ class Exchange:
         self._answer_begun = True
         if self._caller_left:
             return
-        headers = caller_response(response.headers.raw, self._status, relay_request_id=self._request_id.encode())
+        headers = caller_response(
+            response.headers.raw, response.status_code, relay_request_id=self._request_id.encode()
+        )
+        headers += self._limit_headers
         if not keep_length:
             headers = [pair for pair in headers if pair[0] != b"content-length"]
-        await send({"type": "http.response.start", "status": self._status, "headers": headers})
+        await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
 
     async def _pass(self, send: Send, chunk: bytes) -> None:
         if not self._first_byte_us:
@@ -239,61 +240,65 @@ class Exchange:
         """Answer with an error, or, when the answer has begun, leave it visibly broken."""
         self._services.metrics.add("relay_upstream_errors_total", type(error).__name__)
         if not self._answer_begun and not self._caller_left:
-            await asgi.answer_error(send, error, self._request_id)
+            await asgi.answer_error(send, error, self._request_id, self._limit_headers)
 
     def _elapsed_us(self) -> int:
         return int((time.monotonic() - self._started) * 1_000_000)
 
+    def _correct_input(self, usage: dict[str, Any]) -> None:
+        """`message_start` has told the true input: from now on it counts instead of the estimate."""
+        self._input_known = True
+        input_tokens, _ = outcome.tokens_for_limits(usage)
+        self._services.keeper.correct(self._granted.lease, input_tokens)
+
     def _record(self) -> None:
-        reading, ask = self._reading, self._ask
-        verdict = outcome.judge(self._ending, self._status, reading, input_estimated_tokens=ask.input_estimated_tokens)
+        reading, ask = self._reading, self._request.ask
+        status = self._attempts.status
+        verdict = outcome.judge(self._ending, status, reading, input_estimated_tokens=ask.input_estimated_tokens)
         metrics = self._services.metrics
         metrics.add("relay_outcomes_total", verdict.outcome)
-        if self._ending is Ending.ANSWERED and self._status < 400 and reading.usage is None:
+        if self._ending is Ending.ANSWERED and status < 400 and reading.usage is None:
             metrics.add("relay_usage_missing_total")
             _log.error("upstream answered %s without a usage: recorded as free", self._request_id)
-        self._services.publisher.record(
-            UsageRecorded(
-                request_id=self._request_id,
-                account_id=self._principal.account_id,
-                key_id=self._principal.key_id,
-                path=self._call.target.partition(b"?")[0].decode("ascii"),
-                model_asked=ask.model,
-                model_answered=reading.model or ask.model,
-                stream=ask.stream,
-                status=self._status,
-                outcome=verdict.outcome,
-                usage=verdict.usage,
-                stop_reason=reading.stop_reason,
-                cache_ttl_1h=ask.cache_ttl_1h,
-                declined_models=tuple(reading.declined_models),
-                price_book_version=self._services.price_book_version,
-                multiplier_ppm=self._granted.multiplier_ppm,
-                upstream_request_id=self._upstream_request_id,
-                first_byte_us=self._first_byte_us,
-                duration_us=self._elapsed_us(),
-                bytes_in=self._bytes_in,
-                bytes_out=self._bytes_out,
-                client=client_family(self._call.headers),
-            )
+        event = self._event(verdict)
+        self._services.publisher.record(event)
+        input_tokens, output_tokens = outcome.tokens_for_limits(verdict.usage)
+        self._services.keeper.finish(
+            self._granted.lease, input_tokens=input_tokens, output_tokens=output_tokens, cost_nanos=_cost(event)
+        )
+
+    def _event(self, verdict: Verdict) -> UsageRecorded:
+        reading, request = self._reading, self._request
+        return UsageRecorded(
+            request_id=request.id,
+            account_id=request.principal.account_id,
+            key_id=request.principal.key_id,
+            member_id=self._granted.lease.member_id,
+            path=request.path,
+            model_asked=request.ask.model,
+            model_answered=reading.model or request.ask.model,
+            stream=request.ask.stream,
+            status=self._attempts.status,
+            outcome=verdict.outcome,
+            usage=verdict.usage,
+            stop_reason=reading.stop_reason,
+            cache_ttl_1h=request.ask.cache_ttl_1h,
+            declined_models=tuple(reading.declined_models),
+            price_book_version=self._services.price_book_version,
+            multiplier_ppm=self._granted.multiplier_ppm,
+            upstream_request_id=self._attempts.upstream_request_id,
+            tries=tuple(self._attempts.made),
+            first_byte_us=self._first_byte_us,
+            duration_us=self._elapsed_us(),
+            bytes_in=request.bytes_in,
+            bytes_out=self._bytes_out,
+            client=request.client,
         )
 
 
-async def read_whole(response: httpx2.Response, *, bytes_max: int) -> bytes:
-    """A body, whole, so that it can be judged before any of it is shown. Raises RelayError."""
-    chunks: list[bytes] = []
-    size = 0
+def _cost(event: UsageRecorded) -> int | None:
+    """What will be settled; None where accounting will have to decide."""
     try:
-        async for chunk in response.stream:  # type: ignore[union-attr]
-            size += len(chunk)
-            if size > bytes_max:
-                raise UpstreamFailed(_ODD_ANSWER)
-            chunks.append(chunk)
-    except httpx2.TransportError as error:
-        raise explain(error) from error
-    return b"".join(chunks)
-
-
-def is_packed(response: httpx2.Response) -> bool:
-    """Whether a body has a content coding, which was never asked for: it cannot be judged by its bytes."""
-    return value(response.headers.raw, b"content-encoding").lower() not in _PLAIN
+        return price_event(event).total_nanos
+    except (Unpriced, UsageUnreadable, LookupError):
+        return None

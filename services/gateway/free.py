@@ -7,14 +7,17 @@ import httpx2
 import msgspec
 from starlette.types import Receive, Send
 
+from libs.common.config import GatewayConfig
 from libs.common.errors import NotFound, UpstreamFailed
+from libs.common.leases import Checked
 from libs.common.metrics import Metrics
 from libs.common.pricebook import PriceBook
 from libs.common.runtime import spawn
-from services.gateway import asgi, masks
-from services.gateway.exchange import is_packed, read_whole
+from services.gateway import asgi, ratelimits
+from services.gateway.attempts import Attempts, Sent
 from services.gateway.headers import Headers, caller_response
-from services.gateway.upstream import Call, Upstream
+from services.gateway.pool import Pool
+from services.gateway.upstream import Call, read_whole
 
 _ANSWER_BYTES_MAX: Final = 8 * 1024 * 1024
 _ODD_ANSWER: Final = "The upstream sent an answer this relay cannot read; please try again."
@@ -30,61 +33,59 @@ _decode_entries: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_entry: Final = msgspec.json.Decoder(_Entry).decode
 
 
+class Visit(msgspec.Struct, frozen=True):
+    """One request here, and what its key may do."""
+
+    request_id: str
+    account_id: str
+    checked: Checked
+
+
 class FreePaths:
     """Forwards what is free, and shows of the upstream's models only those on offer here."""
 
-    def __init__(self, upstream: Upstream, book: PriceBook, metrics: Metrics) -> None:
-        self._upstream = upstream
+    def __init__(self, pool: Pool, config: GatewayConfig, book: PriceBook, metrics: Metrics) -> None:
+        self._pool = pool
+        self._config = config
         self._book = book
         self._metrics = metrics
 
-    async def forward(self, call: Call, receive: Receive, send: Send, request_id: str) -> None:
+    async def forward(self, call: Call, receive: Receive, send: Send, visit: Visit) -> None:
         """Pass an answer byte for byte."""
-        response, body = await self._fetch(call, receive)
-        await _answer(send, response, body, request_id)
+        response, body = await self._fetch(call, receive, visit)
+        await _answer(send, response, body, visit)
 
-    async def model(self, call: Call, model: str, receive: Receive, send: Send, request_id: str) -> None:
-        """One model, if we price it."""
-        if self._book.find(model) is None:
+    async def model(self, call: Call, model: str, receive: Receive, send: Send, visit: Visit) -> None:
+        """One model, if we price it and the key may use it."""
+        if not self._is_on_offer(model, visit.checked):
             raise NotFound(f"model: {model}")
-        await self.forward(call, receive, send, request_id)
+        await self.forward(call, receive, send, visit)
 
-    async def models(self, call: Call, receive: Receive, send: Send, request_id: str) -> None:
-        """The upstream's list less what has no price here; each entry as the upstream wrote it."""
-        response, body = await self._fetch(call, receive)
+    async def models(self, call: Call, receive: Receive, send: Send, visit: Visit) -> None:
+        """The upstream's list less what has no price here or is not for this key; each entry as the upstream wrote it."""
+        response, body = await self._fetch(call, receive, visit)
         if response.status_code == 200:
             try:
-                body = self._on_offer(body)
+                body = self._on_offer(body, visit.checked)
             except (msgspec.MsgspecError, UnicodeDecodeError):
                 raise UpstreamFailed(_ODD_LIST) from None
-        await _answer(send, response, body, request_id)
+        await _answer(send, response, body, visit)
 
-    def _on_offer(self, body: bytes) -> bytes:
+    def _on_offer(self, body: bytes, checked: Checked) -> bytes:
         page: dict[str, Any] = dict(_decode_list(body))
         entries = _decode_entries(page["data"]) if "data" in page else []
-        page["data"] = [entry for entry in entries if self._book.find(_decode_entry(entry).id) is not None]
+        page["data"] = [entry for entry in entries if self._is_on_offer(_decode_entry(entry).id, checked)]
         return msgspec.json.encode(page)
 
-    async def _fetch(self, call: Call, receive: Receive) -> tuple[httpx2.Response, bytes]:
-        response, body = await self._read_while_caller_waits(call, receive)
-        if 300 <= response.status_code < 400:
-            raise UpstreamFailed(_ODD_ANSWER)
-        if response.status_code >= 400:
-            self._metrics.add("relay_upstream_errors_total", str(response.status_code))
-            masked = masks.masked_answer(response.status_code, body, packed=is_packed(response))
-            if masked is not None:
-                raise masked
-        return response, body
+    def _is_on_offer(self, model: str, checked: Checked) -> bool:
+        row = self._book.find(model)
+        return row is not None and (not checked.models or row.id in checked.models)
 
-    async def _read(self, call: Call) -> tuple[httpx2.Response, bytes]:
-        response = await self._upstream.send(call)
-        try:
-            return response, await read_whole(response, bytes_max=_ANSWER_BYTES_MAX)
-        finally:
-            await response.aclose()
-
-    async def _read_while_caller_waits(self, call: Call, receive: Receive) -> tuple[httpx2.Response, bytes]:
-        """Raises CallerLeft, with the upstream let go, when nobody waits for the answer any more."""
+    async def _fetch(self, call: Call, receive: Receive, visit: Visit) -> tuple[httpx2.Response, bytes]:
+        """The answer, whole. Raises CallerLeft, with the upstream let go, when nobody waits for it any more."""
+        attempts = Attempts(
+            self._pool, self._config, self._metrics, account_id=visit.account_id, request_id=visit.request_id
+        )
         deadline = asyncio.timeout(None)
 
         async def watch() -> None:
@@ -94,21 +95,35 @@ class FreePaths:
         watching = spawn(watch(), name="watch-caller")
         try:
             async with deadline:
-                return await self._read(call)
+                return await _read(await attempts.send(call))
         except TimeoutError:
             if deadline.expired():
                 raise asgi.CallerLeft from None
             raise
         finally:
             watching.cancel()
+            attempts.release()
 
 
-async def _answer(send: Send, response: httpx2.Response, body: bytes, request_id: str) -> None:
+async def _read(sent: Sent) -> tuple[httpx2.Response, bytes]:
+    response = sent.response
+    try:
+        if sent.body is not None:
+            return response, sent.body
+        if response.status_code >= 300:
+            raise UpstreamFailed(_ODD_ANSWER)
+        return response, await read_whole(response, bytes_max=_ANSWER_BYTES_MAX)
+    finally:
+        await response.aclose()
+
+
+async def _answer(send: Send, response: httpx2.Response, body: bytes, visit: Visit) -> None:
     status = response.status_code
     headers: Headers = [
         pair
-        for pair in caller_response(response.headers.raw, status, relay_request_id=request_id.encode())
+        for pair in caller_response(response.headers.raw, status, relay_request_id=visit.request_id.encode())
         if pair[0] != b"content-length"
     ]
+    headers += ratelimits.headers(visit.checked.figures)
     headers.append((b"content-length", str(len(body)).encode()))
     await asgi.answer(send, status, headers, body)

@@ -10,6 +10,8 @@ from libs.common.pricing import is_free_refusal
 from services.gateway.meter import Reading
 
 _CHARS_PER_TOKEN = 4
+_TOKENS_MAX = 100_000_000
+"""More is no usage; a bucket's arithmetic stays exact below it."""
 
 
 class Ending(Enum):
@@ -50,6 +52,16 @@ def judge(ending: Ending, status: int, reading: Reading, *, input_estimated_toke
     if ending is Ending.ANSWERED and reading.complete:
         return Verdict("measured", reading.usage)
     return Verdict("partial", reading.usage)
+
+
+def tokens_for_limits(usage: dict[str, Any]) -> tuple[int, int]:
+    """Input and output tokens as rate limits count them: cache reads do not (PROTOCOL.md, section 7)."""
+    return _count(usage, "input_tokens") + _count(usage, "cache_creation_input_tokens"), _count(usage, "output_tokens")
+
+
+def _count(usage: dict[str, Any], name: str) -> int:
+    value = usage.get(name)
+    return min(value, _TOKENS_MAX) if type(value) is int and value > 0 else 0
 
 
 def _abandoned(reading: Reading, input_estimated_tokens: int) -> Verdict:

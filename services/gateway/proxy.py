@@ -17,13 +17,14 @@ from libs.common import ids
 from libs.common.errors import BadRequest, MethodNotAllowed, NotFound, Overloaded, RelayError
 from libs.common.metrics import Metrics
 from libs.common.pricebook import PriceBook
-from services.gateway import admission, asgi, peek
-from services.gateway.admission import Admission, Principal
+from services.gateway import admission, asgi, callers, peek
+from services.gateway.admission import Gate, Principal, Request
+from services.gateway.callers import Networks
 from services.gateway.cycle import BodyBudget
 from services.gateway.exchange import Exchange, Services
 from services.gateway.framing import connection_listed
-from services.gateway.free import FreePaths
-from services.gateway.headers import Headers, value
+from services.gateway.free import FreePaths, Visit
+from services.gateway.headers import Headers, client_family, value
 from services.gateway.targets import Refusal, Route, Target, resolve
 from services.gateway.upstream import Call
 
@@ -42,13 +43,14 @@ class Proxy:
         self,
         *,
         local: ASGIApp,
-        gate: Admission,
+        gate: Gate,
         services: Services,
         free: FreePaths,
         book: PriceBook,
         metrics: Metrics,
         body_budget: BodyBudget,
         body_bytes_max: int,
+        trusted_proxies: Networks = (),
     ) -> None:
         self._local = local
         self._gate = gate
@@ -58,6 +60,7 @@ class Proxy:
         self._metrics = metrics
         self._body_budget = body_budget
         self._body_bytes_max = body_bytes_max
+        self._trusted_proxies = trusted_proxies
         self._account_bytes: dict[str, int] = {}
         """Bytes of bodies in hand, by account: none may take so many that the others are refused."""
         self._account_bytes_max = max(body_budget.bytes_max // _ACCOUNTS_SHARE, body_bytes_max)
@@ -100,14 +103,24 @@ class Proxy:
 
     async def _messages(self, target: Target, request_id: str, scope: Scope, receive: Receive, send: Send) -> None:
         headers = asgi.request_headers(scope)
-        principal = await self._gate.authenticate(headers)
+        address = self._address(scope, headers)
+        principal = await self._gate.authenticate(headers, address)
         _check_content_type(headers)
         async with self._body(principal, receive) as body:
             ask = peek.peek(body)
-            admission.check_models(self._book, ask)
+            request = Request(
+                id=request_id,
+                principal=principal,
+                address=address,
+                ask=ask,
+                models=admission.priced_models(self._book, ask),
+                path=target.upstream.partition(b"?")[0].decode("ascii"),
+                client=client_family(headers),
+                bytes_in=len(body),
+            )
             if self._services.publisher.is_full:
                 raise Overloaded(_EVENTS_AWAY)
-            granted = await self._gate.admit(principal)
+            granted = await self._gate.admit(request)
             call = Call(
                 method="POST",
                 target=target.upstream,
@@ -115,9 +128,7 @@ class Proxy:
                 body=body,
                 connection_listed=connection_listed(headers),
             )
-            exchange = Exchange(
-                self._services, request_id=request_id, principal=principal, ask=ask, granted=granted, call=call
-            )
+            exchange = Exchange(self._services, request=request, granted=granted, call=call)
             del body, call  # the exchange lets go of it when it has been sent
             await exchange.run(receive, send)
 
@@ -125,26 +136,33 @@ class Proxy:
         self, target: Target, request_id: str, scope: Scope, receive: Receive, send: Send
     ) -> None:
         headers = asgi.request_headers(scope)
-        principal = await self._gate.authenticate(headers)
-        await self._gate.check_active(principal)
-        if target.route is Route.COUNT_TOKENS:
+        address = self._address(scope, headers)
+        principal = await self._gate.authenticate(headers, address)
+        counts = target.route is Route.COUNT_TOKENS
+        if counts:
             _check_content_type(headers)
         async with self._body(principal, receive) as body:
+            models = admission.priced_models(self._book, peek.peek(body)) if counts else ()
+            checked = await self._gate.check(principal, address, models)
             call = Call(
-                method="POST" if target.route is Route.COUNT_TOKENS else "GET",
+                method="POST" if counts else "GET",
                 target=target.upstream,
                 headers=headers,
-                body=body if target.route is Route.COUNT_TOKENS else b"",
+                body=body if counts else b"",
                 connection_listed=connection_listed(headers),
             )
+            visit = Visit(request_id, principal.account_id, checked)
             match target.route:
                 case Route.COUNT_TOKENS:
-                    admission.check_models(self._book, peek.peek(body))
-                    await self._free.forward(call, receive, send, request_id)
+                    await self._free.forward(call, receive, send, visit)
                 case Route.MODEL:
-                    await self._free.model(call, target.model, receive, send, request_id)
+                    await self._free.model(call, target.model, receive, send, visit)
                 case _:
-                    await self._free.models(call, receive, send, request_id)
+                    await self._free.models(call, receive, send, visit)
+
+    def _address(self, scope: Scope, headers: Headers) -> str:
+        client = scope.get("client")
+        return callers.caller_address(client[0] if client else None, headers, self._trusted_proxies)
 
     @contextlib.asynccontextmanager
     async def _body(self, principal: Principal, receive: Receive) -> AsyncIterator[bytes]:

@@ -8,15 +8,16 @@ import httpx2
 import msgspec
 
 from libs.common.errors import Overloaded, RelayError, UpstreamFailed, UpstreamTimedOut
-from services.gateway.headers import Headers, upstream_request
+from services.gateway.headers import Headers, upstream_request, value
+from services.gateway.verdict import NEVER_SENT
 
 _log: Final = logging.getLogger("relay.upstream")
 _BUSY: Final = "The upstream cannot be reached. Nothing was charged; please try again in a few seconds."
 _BROKE: Final = "The upstream closed the connection before it answered. Nothing was charged."
 _SILENT: Final = "The upstream did not answer in time. Nothing was charged."
+_ODD_ANSWER: Final = "The upstream sent an answer this relay cannot read. Nothing was charged."
+_PLAIN: Final = frozenset({b"", b"identity"})
 _URLS_MAX: Final = 256
-
-NEVER_SENT: Final = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError)
 
 
 def _ignore() -> None: ...
@@ -44,7 +45,8 @@ class Upstream:
         self._urls: dict[bytes, httpx2.URL] = {}
 
     async def send(self, call: Call, *, on_sent: Callable[[], None] = _ignore) -> httpx2.Response:
-        """The upstream's answer, its body still to be read and then closed. Raises RelayError, ready for the caller.
+        """The upstream's answer, its body still to be read and then closed. Raises RelayError, ready for the caller; its cause
+        is the transport's error.
 
         `on_sent` is called when the request goes out: before that, nobody can have worked for it.
         """
@@ -81,3 +83,23 @@ def explain(error: httpx2.TransportError) -> RelayError:
     if isinstance(error, httpx2.TimeoutException):
         return UpstreamTimedOut(_SILENT)
     return UpstreamFailed(_BROKE)
+
+
+async def read_whole(response: httpx2.Response, *, bytes_max: int) -> bytes:
+    """A body, whole, so that it can be judged before any of it is shown. Raises RelayError."""
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async for chunk in response.stream:  # type: ignore[union-attr]
+            size += len(chunk)
+            if size > bytes_max:
+                raise UpstreamFailed(_ODD_ANSWER)
+            chunks.append(chunk)
+    except httpx2.TransportError as error:
+        raise explain(error) from error
+    return b"".join(chunks)
+
+
+def is_packed(response: httpx2.Response) -> bool:
+    """Whether a body has a content coding, which was never asked for: it cannot be judged by its bytes."""
+    return value(response.headers.raw, b"content-encoding").lower() not in _PLAIN

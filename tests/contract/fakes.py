@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from libs.common import clock, money
-from libs.common.balances import Balance, CreditResult, Granted, Refused, Settlement, SettleResult
+from libs.common.balances import Balance, CreditResult, Settlement, SettleResult
 from services.accounting.rows import USAGE_COLUMNS, Row
 
 
@@ -71,17 +71,6 @@ class MemoryBalances:
         self.credits.add((account_id, credit_id))
         return "APPLIED"
 
-    async def admit(self, account_id: str, key_id: str) -> Granted | Refused:
-        """Key, account, balance: in that order."""
-        key, account = self.keys.get((account_id, key_id)), self.accounts.get(account_id)
-        if key is None or key.fields["status"] != "active":
-            return Refused("key", key.fields["status"] if key else "unknown")
-        if account is None or account.fields["status"] != "active":
-            return Refused("account", account.fields["status"] if account else "unknown")
-        if account.balance <= 0:
-            return Refused("balance", str(account.balance))
-        return Granted(int(account.fields["multiplier_ppm"]), "cancel" if _cancels(account) else "drain")
-
     async def read(self, account_id: str) -> Balance | None:
         """The balance of an account."""
         account = self.accounts.get(account_id)
@@ -139,7 +128,3 @@ def _put(entity: MemoryAccount, version: int, fields: dict[str, str]) -> bool:
     entity.version = version
     entity.fields |= fields
     return True
-
-
-def _cancels(account: MemoryAccount) -> bool:
-    return account.fields["on_disconnect"] == "cancel"

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from libs.common import ids, money, redisclient, rediskeys
-from libs.common.balances import Balance, Balances, Settlement, StoreRefused
+from libs.common.balances import Balance, Balances, Settlement
 from libs.common.directory import Directory
 from libs.common.events import Account, ApiKey, ControlChanged, Credit, Entity
+from libs.common.scripts import StoreRefused
+from libs.common.upstreams import Upstreams
 from tests.contract.fakes import MemoryBalances
 
 MAX: Final = money.AMOUNT_NANOS_MAX
@@ -29,7 +31,6 @@ operations = st.one_of(
     st.tuples(st.just("settle"), two, two, versions, costs),
     st.tuples(st.just("settle"), st.just(0), st.just(0), versions, costs),
     st.tuples(st.just("remember"), two, two, versions, costs),
-    st.tuples(st.just("admit"), two),
     st.tuples(st.just("forget scripts")),
 )
 
@@ -40,7 +41,7 @@ class Both:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self.real = Balances(redis)
-        self._directory = Directory(redis, self.real)
+        self._directory = Directory(redis, self.real, Upstreams(redis))
         self.told = MemoryBalances()
         self.accounts = [ids.new_account_id() for _ in range(2)]
         self._keys = [ids.new_key_id() for _ in range(2)]
@@ -64,9 +65,6 @@ class Both:
                 settlement = Settlement(self.accounts[number], self._requests[number][request], version, cost)
                 await self.real.remember(settlement)
                 await self.told.remember(settlement)
-            case ("admit", number):
-                names = (self.accounts[number], self._keys[number])
-                assert await self.real.admit(*names) == await self.told.admit(*names)
             case _:
                 await self._redis.script_flush()
 
@@ -126,7 +124,7 @@ async def funded(redis: Redis, amount: int = 10**9) -> AsyncIterator[tuple[Balan
     balances, account_id = Balances(redis), ids.new_account_id()
     account = Account(id=account_id, name="", created_at_ms=1)
     event = ControlChanged(entity=account, actor="", reason="", at_ms=1)
-    await Directory(redis, balances).apply(event, 1)
+    await Directory(redis, balances, Upstreams(redis)).apply(event, 1)
     assert await balances.credit(account_id, ids.new_credit_id(), amount) == "APPLIED"
     yield balances, account_id
 
@@ -204,18 +202,8 @@ async def test_a_credit_entity_is_applied_once_whoever_brings_it(redis: Redis) -
     async with funded(redis, 5) as (balances, account_id):
         entry = Credit(id=ids.new_credit_id(), account_id=account_id, amount_nanos=7, reason="", created_at_ms=1)
         event = ControlChanged(entity=entry, actor="", reason="", at_ms=1)
-        results = await asyncio.gather(*(Directory(redis, Balances(redis)).apply(event, n) for n in range(20)))
+        results = await asyncio.gather(
+            *(Directory(redis, Balances(redis), Upstreams(redis)).apply(event, n) for n in range(20))
+        )
         assert sorted(results) == ["APPLIED", *["DUPLICATE"] * 19]
         assert await balances.read(account_id) == Balance(12, 0, 0, 12)
-
-
-@pytest.mark.anyio
-async def test_whether_a_key_may_be_used_at_all(redis: Redis) -> None:
-    async with funded(redis) as (balances, account_id):
-        directory = Directory(redis, balances)
-        key = ApiKey(id=ids.new_key_id(), account_id=account_id, name="", created_at_ms=1, sha256="x", hint="")
-        assert not await directory.key_is_active(account_id, key.id)
-        await directory.apply(ControlChanged(entity=key, actor="", reason="", at_ms=1), 2)
-        assert await directory.key_is_active(account_id, key.id)
-        assert not await directory.key_is_active(ids.new_account_id(), key.id)
-        assert await directory.find_key("0" * 64) is None

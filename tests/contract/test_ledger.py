@@ -9,11 +9,11 @@ import pytest
 
 from libs.common import clock, ids
 from libs.common.balances import Settlement
-from libs.common.events import UsageRecorded
+from libs.common.events import Attempt, UsageRecorded
+from libs.common.pricing import price_event
 from services.accounting.ledger import Ledger, LedgerUnavailable
 from services.accounting.migrate import migrate
 from services.accounting.rows import USAGE_COLUMNS, Row, control_row, credit_row, usage_row
-from services.accounting.settlement import price_event
 from tests.contract.fakes import MemoryLedger
 from tests.unit.accounting.samples import account, changed, credit, recorded, request_id_at
 
@@ -53,7 +53,11 @@ async def test_every_field_comes_back_as_it_went(ledger: Ledger) -> None:
         declined_models=("claude-opus-4-6", "é'\\"),
         version=255,
         status=65_535,
-        attempts=255,
+        member_id="memb_1",
+        tries=(
+            Attempt(upstream_id="env", status=529, duration_us=2**63 - 1),
+            Attempt(upstream_id="upst_1", status=0, error="connect"),
+        ),
         multiplier_ppm=2**32 - 1,
         duration_us=2**63 - 1,
         bytes_out=2**53 + 1,

@@ -12,9 +12,10 @@ from nats.js.errors import APIError
 from redis.asyncio import Redis
 
 from libs.common import events, ids, redisclient, streams, subjects
-from libs.common.balances import Balance, Balances, StoreUnavailable
+from libs.common.balances import Balance, Balances
 from libs.common.config import AccountingConfig
 from libs.common.events import ControlChanged, UsageRecorded
+from libs.common.scripts import StoreUnavailable
 from services.accounting.app import bootstrap, create_app
 from services.accounting.ledger import Ledger
 from tests.unit.accounting.samples import account, changed, credit

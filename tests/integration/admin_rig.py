@@ -7,8 +7,11 @@ from typing import Any, Final, Self
 
 import httpx2
 from jsonschema import Draft202012Validator
+from redis.asyncio import Redis
 
+from libs.common import ids, sealing
 from libs.common.config import AdminConfig
+from libs.common.leases import Admission, Granted, Leases, Refused
 from services.admin import openapi
 from services.admin.app import OPERATIONS, PREFIX, create_app
 from tests.integration.accounting_rig import until
@@ -16,6 +19,8 @@ from tests.integration.accounting_rig import until
 TOKEN: Final = "test-admin-token-0123456789"
 DOCUMENT: Final[dict[str, Any]] = openapi.document(OPERATIONS, prefix=PREFIX)
 PROBLEM: Final = "application/problem+json"
+LOCALHOST: Final = "00000000000000000000ffff7f000001"
+SECRETS_KEY: Final = sealing.new_key()
 
 
 class Admin:
@@ -30,7 +35,13 @@ class Admin:
         cls, nats_url: str, redis_url: str, clickhouse_url: str, *, wait: bool = True
     ) -> AsyncIterator[Self]:
         """Start the application on these stores; `wait`: until it has found them."""
-        config = AdminConfig(nats_url=nats_url, redis_url=redis_url, clickhouse_url=clickhouse_url, admin_token=TOKEN)
+        config = AdminConfig(
+            nats_url=nats_url,
+            redis_url=redis_url,
+            clickhouse_url=clickhouse_url,
+            admin_token=TOKEN,
+            secrets_key=SECRETS_KEY,
+        )
         app = create_app(config)
         transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
         client = httpx2.AsyncClient(transport=transport, base_url="http://admin", timeout=30)
@@ -75,6 +86,19 @@ class Admin:
     async def balance(self, account_id: str) -> dict[str, str]:
         """What an account has."""
         return await self.done("GET", f"/accounts/{account_id}/balance")
+
+
+async def admitted(redis: Redis, account_id: str, key_id: str, **changes: Any) -> Granted | Refused:
+    """What admission says now to a small request of that key. It takes nothing."""
+    asked: dict[str, Any] = {"address": LOCALHOST, "models": ("claude-sonnet-4-6",), "input_tokens": 1, "hold_nanos": 1}
+    leases = Leases(redis)
+    admission = Admission(
+        request_id=ids.new_request_id(), account_id=account_id, key_id=key_id, memo=b"{}", **(asked | changes)
+    )
+    decision = await leases.admit(admission)
+    if isinstance(decision, Granted):
+        await leases.void(decision.lease)
+    return decision
 
 
 def check(method: str, path: str, answer: httpx2.Response) -> None:

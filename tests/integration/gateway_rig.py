@@ -12,7 +12,8 @@ from starlette.types import ASGIApp, Message
 
 from libs.common import apikeys, ids
 from libs.common.directory import Directory
-from libs.common.events import Account, ApiKey, ControlChanged, Credit
+from libs.common.events import Account, ApiKey, ControlChanged, Credit, Entity
+from libs.common.limits import NO_DEFAULTS, Limits
 from services.gateway.cycle import BodyBudget
 
 MESSAGE = {"model": "claude-sonnet-4-6", "max_tokens": 10, "messages": [{"role": "user", "content": "Hello"}]}
@@ -61,6 +62,7 @@ class Gateway:
         headers: dict[str, str] | None = None,
         body: bytes = b"",
         leaves: bool = False,
+        address: str = "127.0.0.1",
     ) -> Answer:
         """One request as the server hands it over; `leaves`: the caller is gone once his request is read."""
         raw_path, _, query = path.encode().partition(b"?")
@@ -72,7 +74,7 @@ class Gateway:
             "raw_path": raw_path,
             "query_string": query,
             "headers": [(name.encode(), value.encode()) for name, value in given.items()],
-            "client": ("127.0.0.1", 1),
+            "client": (address, 1),
             "state": {},
         }
         incoming: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
@@ -103,15 +105,17 @@ class Gateway:
         """POST /v1/messages with an ordinary body."""
         return await self.call("POST", "/v1/messages", key=key, body=json.dumps(MESSAGE | changes).encode())
 
-    async def put(self, entity: Account | ApiKey | Credit) -> None:
+    async def put(self, entity: Entity) -> None:
         """Apply an entity as admin does."""
         self.version += 1
         await self.directory.apply(ControlChanged(entity=entity, actor="test", reason="test", at_ms=1), self.version)
 
-    async def new_key(self, *, credit_nanos: int = 10**10) -> tuple[str, Account, ApiKey]:
-        """A key of a new account."""
+    async def new_key(
+        self, *, credit_nanos: int = 10**10, account_limits: Limits = NO_DEFAULTS, **changes: Any
+    ) -> tuple[str, Account, ApiKey]:
+        """A key of a new account, with `changes` to it."""
         secret = apikeys.generate()
-        account = Account(id=ids.new_account_id(), name="test", created_at_ms=1)
+        account = Account(id=ids.new_account_id(), name="test", created_at_ms=1, limits=account_limits)
         key = ApiKey(
             id=ids.new_key_id(),
             account_id=account.id,
@@ -119,6 +123,7 @@ class Gateway:
             created_at_ms=1,
             sha256=apikeys.hash_key(secret.encode()),
             hint="",
+            **changes,
         )
         await self.put(account)
         await self.put(key)

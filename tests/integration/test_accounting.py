@@ -12,6 +12,7 @@ from libs.common.balances import Balances, Settlement
 from libs.common.directory import Directory
 from libs.common.events import UsageRecorded
 from libs.common.metrics import Metrics
+from libs.common.upstreams import Upstreams
 from libs.localstack.process import free_port
 from libs.localstack.stores import start_nats
 from services.accounting.consumer import Consumer, UsageHandler, subscribe
@@ -93,7 +94,7 @@ async def test_an_event_waits_for_its_account_and_holds_up_nobody(rig: Rig) -> N
 
 async def test_the_control_stream_by_several_workers(rig: Rig) -> None:
     """Admin died between publish and apply, or applied already; old versions come late; a credit comes from everywhere."""
-    directory = Directory(rig.redis, Balances(rig.redis))
+    directory = Directory(rig.redis, Balances(rig.redis), Upstreams(rig.redis))
     account_id = ids.new_account_id()
     changes = [changed(account(account_id, multiplier_ppm=number)) for number in range(1, 31)]
     entry = changed(credit(account_id, 77))

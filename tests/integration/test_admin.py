@@ -4,17 +4,19 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 
 from libs.common import apikeys, ids, rediskeys
-from libs.common.balances import Granted, Refused
 from libs.common.directory import Directory
-from libs.common.events import ApiKey, Outcome, UsageRecorded
+from libs.common.events import ApiKey, Attempt, Outcome, UsageRecorded
+from libs.common.leases import Granted, Refused
+from libs.common.pricing import price_event
+from libs.common.upstreams import Upstreams
 from services.accounting.ledger import Ledger
 from services.accounting.rows import control_row, usage_row
-from services.accounting.settlement import price_event
 from tests.integration.accounting_rig import Rig, until
-from tests.integration.admin_rig import TOKEN, Admin
+from tests.integration.admin_rig import TOKEN, Admin, admitted
 from tests.unit.accounting.samples import changed, recorded
 
 pytestmark = pytest.mark.anyio
@@ -33,6 +35,15 @@ async def admin(rig: Rig) -> AsyncIterator[Admin]:
         yield made
 
 
+async def terms(rig: Rig, account_id: str, key_id: str) -> tuple[int | str, str]:
+    """Multiplier and what happens on a hang-up; or the reason of a refusal."""
+    match await admitted(rig.redis, account_id, key_id):
+        case Granted() as granted:
+            return granted.multiplier_ppm, granted.on_disconnect
+        case Refused() as refused:
+            return refused.reason, refused.detail
+
+
 async def test_an_account_a_credit_and_a_key(admin: Admin, rig: Rig) -> None:
     created = await admin.done("POST", "/accounts", json={"name": "Zoë's team 漢字 😀"})
     account_id = created["id"]
@@ -46,9 +57,11 @@ async def test_an_account_a_credit_and_a_key(admin: Admin, rig: Rig) -> None:
     key = await admin.done("POST", f"/accounts/{account_id}/keys", json={"name": "laptop"})
     assert apikeys.is_well_formed(key["key"].encode())
     assert key["key"].startswith(key["hint"].removesuffix("…"))
-    found = await Directory(rig.redis, rig.balances).find_key(apikeys.hash_key(key["key"].encode()))
+    found = await Directory(rig.redis, rig.balances, Upstreams(rig.redis)).find_key(
+        apikeys.hash_key(key["key"].encode())
+    )
     assert found == (account_id, key["id"])
-    assert await rig.balances.admit(account_id, key["id"]) == Granted(1_000_000, "drain")
+    assert await terms(rig, account_id, key["id"]) == (1_000_000, "drain")
     assert await admin.done("GET", f"/accounts/{account_id}") == created
 
 
@@ -68,10 +81,10 @@ async def test_a_key_is_switched_off_at_once_and_deleted_for_good(admin: Admin, 
     path = f"/accounts/{account_id}/keys/{key_id}"
     for status in ("disabled", "active"):
         assert (await admin.done("PATCH", path, json={"status": status}))["status"] == status
-        decision = await rig.balances.admit(account_id, key_id)
-        assert decision == (Refused("key", "disabled") if status == "disabled" else Granted(1_000_000, "drain"))
+        wanted = ("key", "disabled") if status == "disabled" else (1_000_000, "drain")
+        assert await terms(rig, account_id, key_id) == wanted
     assert (await admin.done("DELETE", path))["status"] == "deleted"
-    assert await rig.balances.admit(account_id, key_id) == Refused("key", "deleted")
+    assert await terms(rig, account_id, key_id) == ("key", "deleted")
     for method, body in (("PATCH", {"status": "active"}), ("DELETE", None)):
         await admin.refused(method, path, 404, json=body)
 
@@ -82,9 +95,9 @@ async def test_an_account_is_changed_in_parts(admin: Admin, rig: Rig) -> None:
     path = f"/accounts/{account_id}"
     changed_to = await admin.done("PATCH", path, json={"multiplier": "1.25", "on_disconnect": "cancel"})
     assert (changed_to["multiplier"], changed_to["on_disconnect"], changed_to["name"]) == ("1.25", "cancel", "test")
-    assert await rig.balances.admit(account_id, key_id) == Granted(1_250_000, "cancel")
+    assert await terms(rig, account_id, key_id) == (1_250_000, "cancel")
     await admin.done("PATCH", path, json={"status": "disabled"})
-    assert await rig.balances.admit(account_id, key_id) == Refused("account", "disabled")
+    assert await terms(rig, account_id, key_id) == ("account", "disabled")
     assert (await admin.done("GET", path))["multiplier"] == "1.25"
     for multiplier in ("0", "100", "0.000001", "99.999999"):
         assert (await admin.done("PATCH", path, json={"multiplier": multiplier}))["multiplier"] == multiplier
@@ -135,7 +148,7 @@ async def test_what_admin_did_not_apply_accounting_does(admin: Admin, rig: Rig) 
 
 def receipt_event(account_id: str, **changes: object) -> UsageRecorded:
     outcome: Outcome = "measured"
-    known = {"outcome": outcome, "upstream_request_id": f"req_011C{ids.uuid7_hex()}", "attempts": 2, "client": "curl"}
+    known = {"outcome": outcome, "upstream_request_id": f"req_011C{ids.uuid7_hex()}", "member_id": "memb_1", "client": "curl"}
     return recorded(account_id, key_id=ids.new_key_id(), **(known | changes))  # type: ignore[arg-type]
 
 
@@ -145,15 +158,17 @@ async def archive(ledger: Ledger, *events: UsageRecorded) -> None:
 
 async def test_a_receipt_by_our_id_or_the_upstreams(admin: Admin, rig: Rig) -> None:
     usage = {"input_tokens": 1000, "output_tokens": 10}
-    event = receipt_event(ids.new_account_id(), usage=usage, bytes_in=2**60)
+    tries = (Attempt(upstream_id="env", status=529, duration_us=5), Attempt(upstream_id="upst_1", status=200))
+    event = receipt_event(ids.new_account_id(), usage=usage, bytes_in=2**60, tries=tries)
     await archive(rig.ledger, event)
     receipt = await admin.done("GET", f"/requests/{event.request_id}")
     assert receipt == await admin.done("GET", f"/requests/{event.upstream_request_id}")
     for name in ("request_id", "version", "account_id", "key_id", "path", "model_asked", "model_answered", "stream"):
         assert receipt[name] == getattr(event, name)
-    for name in ("status", "outcome", "usage", "price_book_version", "upstream_request_id", "attempts", "client"):
+    for name in ("status", "outcome", "usage", "price_book_version", "upstream_request_id", "member_id", "client"):
         assert receipt[name] == getattr(event, name)
     assert receipt["bytes_in"] == 2**60
+    assert receipt["attempts"] == [msgspec.to_builtins(one) for one in tries]
     names = ("class", "quantity", "unit_price_usd_per_mtok", "amount_usd")
     lines = [tuple(line[name] for name in names) for line in receipt["lines"]]
     assert lines == [("input", 1000, "3.00", "0.003"), ("output", 10, "15.00", "0.00015")]

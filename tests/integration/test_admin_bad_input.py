@@ -133,7 +133,7 @@ async def test_multipliers_that_are_none(admin: Admin) -> None:
 
 @pytest.mark.usefixtures("unchanged")
 async def test_changes_that_do_not_exist(admin: Admin) -> None:
-    for body in ({"status": "deleted"}, {"on_disconnect": 1}, {"id": "x"}, {"balance": "5"}):
+    for body in ({"status": "deleted"}, {"on_disconnect": 1}, {"id": "x"}, {"balance": "5"}, {"limits": 1}):
         await admin.refused("PATCH", f"/accounts/{ACCOUNT}", 400, json=body)
 
 
@@ -148,11 +148,25 @@ async def test_ids_that_are_none_in_a_path(admin: Admin) -> None:
             ("GET", f"/accounts/{quoted}/keys"),
             ("DELETE", f"/accounts/{quoted}/keys/{quoted}"),
             ("DELETE", f"/accounts/{ACCOUNT}/keys/{quoted}"),
+            ("GET", f"/accounts/{quoted}/members"),
+            ("GET", f"/accounts/{ACCOUNT}/members/{quoted}"),
+            ("DELETE", f"/accounts/{ACCOUNT}/members/{quoted}"),
+            ("GET", f"/upstreams/{quoted}"),
+            ("DELETE", f"/upstreams/{quoted}"),
             ("GET", f"/requests/{quoted}"),
         ):
             await admin.refused(method, path, 404)
         await admin.refused("POST", f"/accounts/{quoted}/credits", 404, json={"amount_usd": "1", "reason": "x"})
-        await admin.refused("PATCH", f"/accounts/{quoted}", 404, json={"name": "x"})
+        for path in (f"/accounts/{quoted}", f"/accounts/{ACCOUNT}/members/{quoted}", f"/upstreams/{quoted}"):
+            await admin.refused("PATCH", path, 404, json={"name": "x"})
+
+
+@pytest.mark.usefixtures("unchanged")
+async def test_ids_that_are_none_in_a_body(admin: Admin) -> None:
+    """There they would become part of a NATS subject, too."""
+    for text in INJECTIONS:
+        body = {"name": "x", "api_key": "sk-ant-0123456789abcdef", "account_id": text}
+        assert "account_id" in await admin.refused("POST", "/upstreams", 422, json=body)
 
 
 async def test_ids_that_are_none_in_a_filter(admin: Admin) -> None:
@@ -247,6 +261,8 @@ async def test_other_methods_and_paths(admin: Admin) -> None:
         ("HEAD", "/accounts", "POST"),
         ("OPTIONS", "/requests", "GET, HEAD"),
         ("DELETE", f"/accounts/{ACCOUNT}/keys", "GET, HEAD, POST"),
+        ("POST", f"/accounts/{ACCOUNT}/members/x", "DELETE, GET, HEAD, PATCH"),
+        ("PUT", "/upstreams", "GET, HEAD, POST"),
     ):
         answer = await admin.send(method, path)
         assert (answer.status_code, answer.headers["allow"]) == (405, allowed)

@@ -16,6 +16,7 @@ from libs.common.config import GatewayConfig
 from libs.common.directory import Directory
 from libs.common.events import Account, ApiKey, Credit
 from libs.common.metrics import Metrics
+from libs.common.upstreams import Upstreams
 from services.gateway.app import create_app
 from services.gateway.cycle import BodyBudget
 from tests.integration.gateway_rig import ANSWER, MESSAGE, MODELS, Gateway, running, upstream
@@ -45,7 +46,7 @@ async def gateway(anyio_backend: str, nats_url: str, redis_url: str) -> AsyncIte
     redis = redisclient.connect(redis_url)
     app = create_app(config, metrics=Metrics(), body_budget=budget, transport=httpx2.MockTransport(recording))
     async with running(app):
-        yield Gateway(app, Directory(redis, Balances(redis)), budget, seen)
+        yield Gateway(app, Directory(redis, Balances(redis), Upstreams(redis)), budget, seen)
     await redis.aclose()
 
 
@@ -252,7 +253,7 @@ async def test_without_redis_nobody_is_admitted_and_nobody_waits(nats_url: str) 
     app = create_app(config, metrics=Metrics(), body_budget=BodyBudget(100), transport=transport)
     redis = redisclient.connect(config.redis_url)
     async with running(app):
-        gateway = Gateway(app, Directory(redis, Balances(redis)), BodyBudget(100))
+        gateway = Gateway(app, Directory(redis, Balances(redis), Upstreams(redis)), BodyBudget(100))
         started = time.monotonic()
         answer = await gateway.message(apikeys.generate())
         assert time.monotonic() - started < 0.3

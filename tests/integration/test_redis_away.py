@@ -12,9 +12,11 @@ import pytest
 from redis.asyncio import Redis
 
 from libs.common import ids, redisclient
-from libs.common.balances import Balance, Balances, Settlement, StoreUnavailable
+from libs.common.balances import Balance, Balances, Settlement
 from libs.common.directory import Directory
 from libs.common.events import ControlChanged
+from libs.common.scripts import StoreUnavailable
+from libs.common.upstreams import Upstreams
 from libs.localstack.process import Process, free_port
 from libs.localstack.stores import start_redis
 from tests.integration.accounting_rig import until
@@ -87,7 +89,7 @@ async def refused(balances: Balances, directory: Directory) -> float:
 @pytest.mark.parametrize("frozen", [False, True], ids=["killed", "frozen"])
 async def test_callers_are_told_in_time_and_served_again(server: Server, redis: Redis, frozen: bool) -> None:
     balances = Balances(redis)
-    directory = Directory(redis, balances)
+    directory = Directory(redis, balances, Upstreams(redis))
     entity = account(ids.new_account_id())
     await directory.apply(ControlChanged(entity=entity, actor="", reason="", at_ms=1), 1)
     assert await balances.credit(entity.id, "cred_1", 100) == "APPLIED"
@@ -112,7 +114,7 @@ async def test_a_large_batch_does_not_run_into_its_own_time_limit(server: Server
     """40,000 events at once are more than a second of Redis's time; they travel in portions, each well within the limit."""
     redis = redisclient.connect(f"redis://127.0.0.1:{server.port}/0", try_seconds=0.25)
     balances = Balances(redis)
-    directory = Directory(redis, balances)
+    directory = Directory(redis, balances, Upstreams(redis))
     entity = account(ids.new_account_id())
     await directory.apply(ControlChanged(entity=entity, actor="", reason="", at_ms=1), 1)
     settlements = [Settlement(entity.id, ids.new_request_id(), 3, 1) for _ in range(40_000)]

@@ -1,16 +1,127 @@
--- Decide whether a message request may go upstream. Reads only; holds and limits join here (see DESIGN.md, step 4).
--- KEYS  1 account hash   2 key hash            (same partition, so same slot)
--- ARGV  none
--- Reply {'OK', multiplier_ppm, on_disconnect}
---       {'REJECTED', 'key', status}            status: the key's, or 'unknown'
---       {'REJECTED', 'account', status}
---       {'REJECTED', 'balance', available}     nano-dollars, may be negative
--- Example: EVALSHA <sha> 2 {p07}account:acct_1 {p07}key:key_1  →  {'OK', '1000000', 'drain'}
-local key_status = redis.call('HGET', KEYS[2], 'status')
-if key_status ~= 'active' then return {'REJECTED', 'key', key_status or 'unknown'} end
-local account = redis.call('HMGET', KEYS[1], 'status', 'balance', 'held', 'multiplier_ppm', 'on_disconnect')
-if account[1] ~= 'active' then return {'REJECTED', 'account', account[1] or 'unknown'} end
--- below 9e15 a Lua number holds nano-dollars exactly; it is used to compare, never to store
-local available = tonumber(account[2] or '0') - tonumber(account[3] or '0')
-if available <= 0 then return {'REJECTED', 'balance', string.format('%.0f', available)} end
-return {'OK', account[4], account[5]}
+--!include calendar limits caller lease
+-- Decide whether a message request may go upstream, and if so take all it needs in the same step. Checks everything first.
+-- KEYS  1 account   2 key   3 member ('' has a name too, and is never written)   4 leases of the account
+--       5 lease index of the partition   6, 7, 8 slots of account, key, member          (one partition, so one slot)
+-- ARGV  1 request id   2 entry in the lease index   3 member id the caller reckons with, or ''   4 address, 32 hex digits
+--       5 models, 'a,b'   6 input tokens, estimated   7 hold at public prices, nano-dollars   8 lease, milliseconds   9 memo
+-- Reply {'OK', multiplier_ppm, on_disconnect, hold, figures…}
+--       {'REJECTED', reason, scope, detail, limit, value, needed, wait in microseconds, reset in seconds, multiplier_ppm, figures…}
+--       {'MEMBER', member id}    the key belongs to another member than reckoned with: ask again
+--       {'VOID'}                 this request was given up before the call came here
+--       figures: limit, remaining, reset in seconds of requests, input, output: of the scope that has least; 0 0 0 without a cap
+-- Asked again with the same request id, it answers OK and takes nothing.
+-- Example: EVALSHA <sha> 8 {p07}account:acct_1 {p07}key:key_1 {p07}member: {p07}leases:acct_1 {p07}leases {p07}slots:acct_1
+--   {p07}slots:key_1 {p07}slots: req_1 'acct_1 req_1' '' 00000000000000000000ffff7f000001 claude-sonnet-4-6 12 3000 60000 '{…}'
+--   →  {'OK', '1000000', 'drain', 3000, 1000, 999, 1764000001, 2000000, 1999988, 1764000001, 400000, 400000, 1764000000}
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2] -- microseconds: exact in a Lua number until the year 2255
+local member_id = ARGV[3]
+local key = redis.call('HMGET', KEYS[2], 'status', 'expires_at_ms', 'addresses', 'models', 'member_id', 'limits', 'buckets', 'held',
+  'spent', 'used')
+if key[1] and (key[5] or '') ~= member_id then return {'MEMBER', key[5] or ''} end
+local account = redis.call('HMGET', KEYS[1], 'status', 'multiplier_ppm', 'on_disconnect', 'zone', 'balance', 'limits', 'buckets',
+  'held', 'spent', 'used')
+local member = member_id ~= '' and redis.call('HMGET', KEYS[3], 'status', '', '', '', '', 'limits', 'buckets', 'held', 'spent', 'used')
+local reason, scope, detail = caller_trouble(key, member_id, member and member[1], account[1], ARGV[4], ARGV[5], now)
+if reason and reason ~= 'model' then return {'REJECTED', reason, scope, detail, 0, 0, 0, 0, 0, 0} end
+
+local scopes = {}
+local function add_scope(name, hash, slots, fields)
+  scopes[#scopes + 1] = {name = name, hash = hash, slots = slots, limits = read_limits(fields[6]), full = read_buckets(fields[7]),
+    held = tonumber(fields[8] or '0'), spent = tonumber(fields[9] or '0'), used = fields[10]}
+end
+add_scope('account', KEYS[1], KEYS[6], account)
+if member then add_scope('member', KEYS[3], KEYS[8], member) end
+add_scope('key', KEYS[2], KEYS[7], key)
+
+local multiplier, base, input = tonumber(account[2]), tonumber(ARGV[7]), tonumber(ARGV[6])
+local hold = math.floor(base / 1000000) * multiplier + math.ceil(base % 1000000 * multiplier / 1000000)
+
+local function figures(reply)
+  for number = 1, 3 do add_window(reply, scopes, number, now) end
+  return reply
+end
+local function rejected(why, whose, what, limit, value, needed, wait, reset)
+  return figures({'REJECTED', why, whose, what, limit, value, needed, wait, reset, multiplier})
+end
+if reason then return rejected(reason, scope, detail, 0, 0, 0, 0, 0) end
+
+local lease = read_lease(redis.call('HGET', KEYS[4], ARGV[1]))
+if lease then
+  if lease.state == 'v' then return {'VOID'} end
+  return figures({'OK', account[2], account[3], tonumber(lease.hold)})
+end
+
+-- what no waiting helps against: spent budgets, then the balance
+local zone, today, waiting_budget = account[4] or '', nil, nil
+for _, one in ipairs(scopes) do
+  for kind, period in ipairs({'day', 'week', 'month', 'total'}) do
+    local budget = one.limits[5 + kind]
+    if budget then
+      today = today or periods_at(zone, math.floor(now / 1000000))
+      local spent, reset = one.spent, 0
+      if kind < 4 then
+        local used = read_used(one.used)[kind]
+        -- a later period than today's is there only after the zone was changed: what was spent still counts
+        spent = used[1] >= today[kind] and used[2] or 0
+        reset = period_end(zone, kind, math.max(used[1], today[kind]))
+      end
+      if spent + hold > budget then return rejected('budget', one.name, period, budget, spent, hold, 0, reset) end
+      if spent + one.held + hold > budget and not waiting_budget then
+        waiting_budget = {one.name, period, budget, spent, reset}
+      end
+    end
+  end
+end
+local balance, held = tonumber(account[5] or '0'), scopes[1].held
+if balance < hold then return rejected('balance', 'account', '', balance - held, held, hold, 0, 0) end
+
+-- what passes by waiting: of all rates the one that takes longest
+local reasons, needs = {'requests', 'input', 'output'}, {1, input, 1}
+local longest
+for _, one in ipairs(scopes) do
+  for number = 1, 3 do
+    local cap = one.limits[number]
+    if cap then
+      local wait = wait_for(one.full[number], needs[number], cap, now)
+      if wait > 0 and (not longest or wait > longest.wait) then
+        longest = {wait = wait, scope = one, number = number, cap = cap}
+      end
+    end
+  end
+end
+if longest then
+  local full = longest.scope.full[longest.number]
+  return rejected(reasons[longest.number], longest.scope.name, '', longest.cap, remaining(full, longest.cap, now),
+    needs[longest.number], longest.wait, math.ceil(full / 1000000))
+end
+for _, one in ipairs(scopes) do
+  local cap = one.limits[5]
+  if cap then
+    local open = redis.call('ZCOUNT', one.slots, string.format('(%.0f', now), '+inf')
+    if open >= cap then return rejected('in_flight', one.name, '', cap, open, 1, 0, 0) end
+  end
+end
+if waiting_budget then
+  local name, period, budget, spent, reset = unpack(waiting_budget)
+  return rejected('budget_held', name, period, budget, spent, hold, 0, reset)
+end
+if balance - held < hold then return rejected('balance_held', 'account', '', balance - held, held, hold, 0, 0) end
+
+-- everything holds: now take it
+local amount = string.format('%.0f', hold)
+local ends = string.format('%.0f', now + tonumber(ARGV[8]) * 1000)
+for _, one in ipairs(scopes) do
+  local limited = false
+  for number = 1, 2 do
+    local cap = one.limits[number]
+    if cap then limited, one.full[number] = true, moved(one.full[number], needs[number], cap, now) end
+  end
+  if limited then redis.call('HSET', one.hash, 'buckets', write_buckets(one.full)) end
+  if hold > 0 then redis.call('HINCRBY', one.hash, 'held', amount) end
+  redis.call('ZADD', one.slots, ends, ARGV[1])
+end
+redis.call('HSET', KEYS[4], ARGV[1], write_lease('o', amount, account[2], input, member_id ~= '' and member_id or '-'),
+  ARGV[1] .. ':memo', ARGV[9])
+redis.call('ZADD', KEYS[5], ends, ARGV[2])
+return figures({'OK', account[2], account[3], hold})

@@ -61,7 +61,8 @@ class Simulator:
         refusal = self._refusal(request)
         if refusal is not None:
             raise refusal
-        errors.raise_asked_for(scenarios.parse(request.header(b"x-sim-scenario")))
+        line, sim_id = request.header(b"x-sim-scenario"), request.header(b"x-sim-id")
+        errors.raise_asked_for(self._messages.script.scenario(line, sim_id=sim_id, api_key=request.api_key))
         if (request.method, request.path) == ("POST", b"/v1/messages/count_tokens"):
             body = errors.object_of(request.header(b"content-type"), request.body)
             errors.check_prompt(body)
@@ -83,12 +84,10 @@ class Simulator:
         return catalogue.entry(name)
 
     def _refusal(self, request: Request) -> ApiError | None:
-        """What is wrong with the credential; x-api-key counts where both are sent."""
-        bearer = request.header(b"authorization")
-        key = request.header(b"x-api-key") or (bearer[7:] if bearer.lower().startswith("bearer ") else "")
-        if not key:
+        """What is wrong with the credential."""
+        if not request.api_key:
             return ApiError(401, "x-api-key header is required")
-        return errors.standard(401) if self._api_key and key != self._api_key else None
+        return errors.standard(401) if self._api_key and request.api_key != self._api_key else None
 
     def _keep(self, request_id: str, request: Request) -> None:
         self.received[request_id] = request

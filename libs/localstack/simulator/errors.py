@@ -72,27 +72,28 @@ def status_of(error_type: str) -> int:
     return next((status for status, name in _TYPES.items() if name == error_type), 500)
 
 
-def standard(status: int, message: str = "") -> ApiError:
+def standard(status: int, message: str = "", *, retry_after: str = "") -> ApiError:
     """The API's usual answer of that status."""
     headers = {"x-should-retry": "true"} if status in (408, 409, 429) or status >= 500 else {}
-    if status in (429, 503, 529):
-        headers["retry-after"] = "1"
+    if retry_after or status in (429, 503, 529):
+        headers["retry-after"] = retry_after or "1"
     return ApiError(status, message or _MESSAGES.get(status, "Error"), headers=headers)
 
 
-def raise_asked_for(scenario: Scenario, seen: int = 0, *, stream: bool = False) -> None:
-    """Raise the error a scenario wants in place of an answer. `seen` counts earlier requests with the same x-sim-id."""
+def raise_asked_for(scenario: Scenario, *, stream: bool = False) -> None:
+    """Raise the error a scenario wants in place of an answer."""
+    retry_after = scenario.text("retry_after", "")
     match scenario.name:
         case "error":
-            raise standard(scenario.number("status", 500), scenario.text("message", ""))
+            raise standard(scenario.number("status", 500), scenario.text("message", ""), retry_after=retry_after)
         case "spend_limit":
             raise ApiError(400, _SPEND)
         case "enforced_spend_limit":
             raise ApiError(429, _ENFORCED, details={"error_code": "enforced_spend_limit_reached"})
         case "on_hold":
             raise ApiError(403, _HOLD, details={"error_code": "organization_on_hold"})
-        case "overloaded" if seen < scenario.number("times", 1):
-            raise standard(529)
+        case "overloaded":
+            raise standard(529, retry_after=retry_after)
         case "error_event" if not stream:
             kind = scenario.text("type", _TYPES[529])
             raise replace(standard(status_of(kind), scenario.text("message", "")), type=kind)

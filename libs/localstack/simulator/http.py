@@ -40,6 +40,12 @@ class Request:
         """The first value of a header, "" if it is absent."""
         return next((value.decode("latin-1") for key, value in self.headers if key.lower() == name), "")
 
+    @property
+    def api_key(self) -> str:
+        """The credential; x-api-key counts where both headers are sent."""
+        bearer = self.header(b"authorization")
+        return self.header(b"x-api-key") or (bearer[7:] if bearer.lower().startswith("bearer ") else "")
+
 
 class Exchange:
     """The way back to the caller. Every write raises PeerGone once the connection is known to be closed."""

@@ -16,6 +16,8 @@ class Entry(msgspec.Struct, kw_only=True):
     sim_id: str
     path: str
     body_received_sha256: str
+    api_key_end: str = ""
+    """The last four characters of its API key."""
     model_asked: str = ""
     model_answered: str = ""
     stream: bool = False

@@ -1,7 +1,6 @@
 """START HERE. The life of a request to /v1/messages: entered in the invoice, judged, answered, written as the scenario wants."""
 
 import hashlib
-from collections import Counter
 from typing import Any
 
 from libs.localstack.simulator import errors, scenarios, stream, variants
@@ -10,7 +9,7 @@ from libs.localstack.simulator.delivery import send_answer, send_error
 from libs.localstack.simulator.errors import ApiError
 from libs.localstack.simulator.http import Exchange, PeerGone, Request
 from libs.localstack.simulator.invoice import Entry, Invoice
-from libs.localstack.simulator.scenarios import Scenario
+from libs.localstack.simulator.scenarios import Scenario, Script
 from libs.localstack.simulator.stream import Event
 from libs.localstack.simulator.tokens import PromptCache
 
@@ -23,10 +22,10 @@ class Messages:
 
     def __init__(self, *, gap_ms: int = 0) -> None:
         self.invoice = Invoice()
+        self.script = Script()
         self.streams_running = 0
         self._gap_ms = gap_ms
         self._cache = PromptCache()
-        self._seen: Counter[str] = Counter()
 
     async def answer(self, request: Request, exchange: Exchange, request_id: str, refused: ApiError | None) -> None:
         """Answer one; `refused` is what its credential earned it. Raises PeerGone."""
@@ -35,6 +34,7 @@ class Messages:
             sim_id=request.header(b"x-sim-id"),
             path=request.target.decode("latin-1"),
             body_received_sha256=hashlib.sha256(request.body).hexdigest(),
+            api_key_end=request.api_key[-4:],
         )
         self.invoice.add(entry)
         try:
@@ -70,24 +70,20 @@ class Messages:
         entry.model_asked = str(body.get("model") or "")
         entry.stream = body.get("stream") is True
         entry.scenario = scenarios.line_of(request.header(b"x-sim-scenario"), body)
-        scenario = scenarios.parse(entry.scenario)
+        scenario = self.script.scenario(entry.scenario, sim_id=entry.sim_id, api_key=request.api_key)
         return scenario, self._events(body, entry, scenario, request)
 
     def _events(self, body: dict[str, Any], entry: Entry, scenario: Scenario, request: Request) -> list[Event]:
         model = errors.check_prompt(body)
         max_tokens = errors.check_max_tokens(body)
-        seen = self._seen[entry.sim_id]
-        if scenario.name == "overloaded":
-            self._seen[entry.sim_id] += 1
-        errors.raise_asked_for(scenario, seen, stream=entry.stream)
+        errors.raise_asked_for(scenario, stream=entry.stream)
         wanted = scenario.number("tokens", -1) if scenario.name not in _LENGTH_IS_NOT_TOKENS else -1
-        credential = request.header(b"x-api-key") or request.header(b"authorization")
         answer = ordinary(
             body,
             name=entry.upstream_request_id.removeprefix("req_"),
             model=model,
             max_tokens=max_tokens,
-            spent=self._cache.use(f"{credential} {model}", body),
+            spent=self._cache.use(f"{request.api_key} {model}", body),
             wanted=None if wanted < 0 else wanted,
         )
         variants.apply(answer, scenario)

@@ -1,15 +1,16 @@
 """The scenarios, and how a request names one."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 SCENARIOS: Final = {
     "text": "answer with about `tokens` tokens of text",
-    "error:STATUS": "answer with that HTTP status and the API's body for it; `message` replaces the text",
+    "error:STATUS": "that HTTP status and the API's body for it; `message` replaces the text, `retry_after` the header",
     "spend_limit": "400 that speaks of the operator's usage limits",
     "enforced_spend_limit": "429 of the operator's monthly limit",
     "on_hold": "403 of an organization on hold",
-    "overloaded": "529 for the first `times` requests with the same x-sim-id, then an answer",
+    "overloaded": "529, once unless `times` says otherwise",
     "slow": "`gap_ms` between events (200), `first_ms` before the head; a JSON answer comes in four pieces",
     "silent": "`ms` of silence before the head (1000)",
     "cut": "break the connection after `after` events, or inside a JSON answer; `clean=1`: end the body cleanly instead",
@@ -45,7 +46,11 @@ SCENARIOS: Final = {
     "long_context": "`tokens` of input (250000)",
     "unknown_class": "a usage amount nobody knows",
 }
-"""Every answer also takes `gap_ms` and `first_ms`, and `tokens` as its length where the scenario does not need it for itself."""
+"""Every answer also takes `gap_ms` and `first_ms`, and `tokens` as its length where the scenario does not need it for itself.
+
+Every scenario takes `times`: for so many requests with the same x-sim-id, the rest get an ordinary answer; and `key`: only for
+requests whose API key ends so.
+"""
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,25 @@ def parse(line: str) -> Scenario:
     if argument:
         parameters["status"] = argument
     return Scenario(base, parameters)
+
+
+class Script:
+    """Which scenario a request gets: the one it names, while its turn lasts and if its API key is meant."""
+
+    def __init__(self) -> None:
+        self._played: Counter[str] = Counter()
+
+    def scenario(self, line: str, *, sim_id: str, api_key: str) -> Scenario:
+        """The scenario of one request; counts it."""
+        named = parse(line)
+        if not api_key.endswith(named.text("key", "")):
+            return Scenario()
+        times = named.number("times", 1 if named.name == "overloaded" else 0)
+        if times and self._played[sim_id] >= times:
+            return Scenario()
+        if times:
+            self._played[sim_id] += 1
+        return named
 
 
 def line_of(header: str, body: dict[str, Any]) -> str:

@@ -10,8 +10,9 @@ from nats.errors import NoRespondersError
 from nats.js.client import JetStreamContext
 
 from libs.common import events, subjects
-from libs.common.balances import Settlement, SettleResult, StoreUnavailable
+from libs.common.balances import Settlement, SettleResult
 from libs.common.metrics import Metrics
+from libs.common.scripts import StoreUnavailable
 from services.accounting import consumer as consumer_module
 from services.accounting.consumer import Consumer, ControlHandler, Handler, Troubles, UsageHandler
 from services.accounting.control import ControlBatch

@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 
 from libs.common import money
-from libs.common.balances import CreditResult, StoreRefused, StoreUnavailable
+from libs.common.balances import CreditResult
 from libs.common.events import Account, ApiKey, ControlChanged, Credit
 from libs.common.metrics import Metrics
+from libs.common.scripts import StoreRefused, StoreUnavailable
 from services.accounting.control import Change, ControlBatch, Unapplied, apply_control
 from tests.contract.fakes import MemoryBalances, MemoryLedger
 from tests.unit.accounting.samples import account, changed, credit

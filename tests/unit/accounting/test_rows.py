@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from libs.common import ids
-from libs.common.pricing import FREE
+from libs.common.events import Attempt, Member, UpstreamCredential
+from libs.common.pricing import FREE, price_event
 from services.accounting import rows
-from services.accounting.migrate import _statements
-from services.accounting.settlement import price_event
+from services.accounting.migrate import _files, _statements
 from tests.unit.accounting.samples import account, changed, credit, recorded
 
 DDL = (files("services.accounting") / "migrations" / "0001_ledger.sql").read_text()
@@ -24,11 +24,19 @@ def created(table: str) -> str:
     return statement
 
 
+def added(table: str) -> list[str]:
+    """Columns of later migrations."""
+    texts = [statement for _, text in _files() for statement in _statements(text)]
+    alterations = [text for text in texts if text.startswith(f"ALTER TABLE {table}\n")]
+    return [name for text in alterations for name in re.findall(r"ADD COLUMN IF NOT EXISTS (\w+)", text)]
+
+
 @pytest.mark.parametrize("table", TABLES)
 def test_tables_have_the_columns_that_are_written(table: str) -> None:
-    """In this order, and nothing beside them but what has a default."""
+    """And nothing beside them but what has a default."""
     columns = COLUMN.findall(created(table))
-    assert tuple(name for name, _, rest in columns if "DEFAULT" not in rest) == TABLES[table]
+    names = [name for name, _, rest in columns if "DEFAULT" not in rest]
+    assert sorted(names + added(table)) == sorted(TABLES[table])
     assert [name for name, _, rest in columns if "DEFAULT" in rest] == ["recorded_at"]
 
 
@@ -54,7 +62,9 @@ def test_what_counts_in_money_or_bytes_is_64_bits_wide() -> None:
 
 
 def test_a_row_is_a_receipt() -> None:
-    event = recorded(tokens=7, upstream_request_id="req_011CUpstream", attempts=2, client="claude-code", bytes_in=3)
+    event = recorded(
+        tokens=7, upstream_request_id="req_011CUpstream", member_id="memb_1", client="claude-code", bytes_in=3
+    )
     row = dict(zip(rows.USAGE_COLUMNS, rows.usage_row(event, price_event(event)), strict=True))
     for name in set(rows.USAGE_COLUMNS) & set(event.__struct_fields__) - {"usage", "declined_models"}:
         assert row[name] == getattr(event, name)
@@ -70,8 +80,8 @@ def test_a_row_is_a_receipt() -> None:
         {"version": 0},
         {"version": 256},
         {"status": 65_536},
-        {"attempts": 256},
-        {"attempts": -1},
+        {"tries": (Attempt(upstream_id="env", status=65_536),)},
+        {"tries": (Attempt(upstream_id="env", status=200, duration_us=-1),)},
         {"duration_us": 2**63},
         {"request_id": "req_" + "0" * 32},
         {"request_id": "req_" + "f" * 32},
@@ -84,7 +94,27 @@ def test_what_no_column_holds_is_refused(changes: dict[str, Any]) -> None:
 
 
 def test_the_limits_of_columns_are_held() -> None:
-    rows.usage_row(recorded(version=255, status=65_535, attempts=255, duration_us=2**63 - 1), FREE)
+    rows.usage_row(recorded(version=255, status=65_535, duration_us=2**63 - 1), FREE)
+
+
+def test_every_try_at_the_upstream_is_in_the_row() -> None:
+    tries = [Attempt(upstream_id=f"upst_{number}", status=529, duration_us=number) for number in range(300)]
+    event = recorded(tries=(*tries, Attempt(upstream_id="env", status=0, error="connect", duration_us=9)))
+    row = dict(zip(rows.USAGE_COLUMNS, rows.usage_row(event, FREE), strict=True))
+    assert row["attempts"] == 255
+    assert row["attempt_upstreams"][-2:] == ["upst_299", "env"]
+    assert row["attempt_statuses"][-2:] == [529, 0]
+    assert row["attempt_errors"][-2:] == ["", "connect"]
+    assert row["attempt_durations_us"][-2:] == [299, 9]
+
+
+def test_control_rows_of_members_and_upstreams() -> None:
+    member = Member(id="memb_1", account_id="acct_7", name="m", created_at_ms=1)
+    assert rows.control_row(changed(member), 1)[1:4] == ("member", "memb_1", "acct_7")
+    shared = UpstreamCredential(
+        id="upst_1", name="u", created_at_ms=1, base_url="https://a", sealed="sealed", hint="abcd"
+    )
+    assert rows.control_row(changed(shared), 2)[1:4] == ("upstream", "upst_1", "")
 
 
 def test_control_rows() -> None:

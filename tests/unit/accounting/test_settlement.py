@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from libs.common import clock
-from libs.common.balances import Settlement, SettleResult, StoreRefused, StoreUnavailable
-from libs.common.events import UsageRecorded
+from libs.common.balances import Settlement, SettleResult
+from libs.common.events import Attempt, UsageRecorded
 from libs.common.metrics import Metrics
+from libs.common.scripts import StoreRefused, StoreUnavailable
 from services.accounting.ledger import LedgerUnavailable
 from services.accounting.rows import Row
 from services.accounting.settlement import REMEMBERED_S, Unsettled, price_batch, settle_batch
@@ -88,7 +89,7 @@ POISON: list[dict[str, Any]] = [
     {"version": 256},
     {"status": -1},
     {"status": 70_000},
-    {"attempts": 256},
+    {"tries": (Attempt(upstream_id="env", status=65_536),)},
     {"bytes_out": 2**63},
     {"first_byte_us": -5},
     {"multiplier_ppm": 2**32},

@@ -40,6 +40,11 @@ def test_every_path_of_the_issue_is_there() -> None:
         ("get", "/accounts/{account_id}/balance"),
         ("get", "/requests"),
         ("get", "/requests/{request_id}"),
+        ("post", "/accounts/{account_id}/members"),
+        ("patch", "/accounts/{account_id}/members/{member_id}"),
+        ("patch", "/accounts/{account_id}/keys/{key_id}"),
+        ("post", "/upstreams"),
+        ("patch", "/upstreams/{upstream_id}"),
     }
     found = {(method, path.removeprefix(PREFIX)) for path, one in DOCUMENT["paths"].items() for method in one}
     assert wanted <= found
@@ -77,6 +82,34 @@ def test_headers_and_queries_are_described() -> None:
     assert all(one["description"] for one in listing)
 
 
+SCHEMAS = DOCUMENT["components"]["schemas"]
+
+
+def takes_null(schema: dict[str, Any]) -> bool:
+    return {"type": "null"} in schema.get("anyOf", [])
+
+
+def test_what_may_be_absent_and_what_may_be_null() -> None:
+    limits = SCHEMAS["LimitsChange"]
+    assert limits["required"] == [] and all(takes_null(one) for one in limits["properties"].values())
+    change = SCHEMAS["KeyChange"]
+    assert change["required"] == [] and change["additionalProperties"] is False
+    nullable = {name for name, one in change["properties"].items() if takes_null(one)}
+    assert nullable == {"member_id", "models", "ip_allowlist", "expires_at"}
+    assert SCHEMAS["NewKey"]["required"] == ["name"]
+    view = SCHEMAS["KeyView"]
+    assert set(view["required"]) == set(view["properties"]) >= nullable
+    assert nullable == {name for name, one in view["properties"].items() if takes_null(one)}
+    assert SCHEMAS["AccountChange"]["properties"]["limits"] == {"$ref": "#/components/schemas/LimitsChange"}
+
+
+def test_secrets_are_written_and_never_read() -> None:
+    for name in ("NewUpstream", "UpstreamChange"):
+        text = msgspec.json.encode(SCHEMAS[name]["properties"]).decode()
+        assert text.count('"writeOnly":true') == 2
+    assert not {"api_key", "proxy_url", "sealed"} & set(SCHEMAS["UpstreamView"]["properties"])
+
+
 @pytest.mark.parametrize(
     "kind", [BadInput, Unauthorized, Missing, WrongMethod, Conflict, TooLarge, Unprocessable, Unavailable, Problem]
 )
@@ -109,7 +142,7 @@ def test_the_guides_examples_are_what_is_sent_and_answered(operation: Operation)
     method = re.search(r"-X (\w+)", command)
     assert (method[1] if method else "GET") == operation.method
     assert '-H "Authorization: Bearer $TOKEN"' in command
-    sent = re.search(r"-d '(.*?)'", command)
+    sent = re.search(r"-d '(.*?)'", command, re.DOTALL)
     assert (sent is not None) == (operation.body is not None)
     if sent is not None:
         msgspec.json.decode(sent[1], type=operation.body)

@@ -9,14 +9,16 @@ from nats.js.api import PubAck
 from starlette.types import Message
 
 from libs.common import events
-from libs.common.balances import Granted
+from libs.common.config import GatewayConfig
 from libs.common.events import UsageRecorded
+from libs.common.leases import Figures, Granted, Lease, Window
 from libs.common.metrics import Metrics
-from services.gateway.admission import Principal
+from services.gateway.admission import Principal, Request
 from services.gateway.exchange import Drains, Exchange, Services
 from services.gateway.peek import peek
+from services.gateway.pool import Pool
 from services.gateway.publisher import Publisher
-from services.gateway.upstream import Call, Upstream
+from services.gateway.upstream import Call
 
 BODY = b'{"model":"claude-sonnet-4-6","max_tokens":100,"messages":[{"role":"user","content":"Hello"}]}'
 START = (
@@ -129,29 +131,76 @@ class Log:
         return PubAck(stream="USAGE", seq=1)
 
 
+class Keeper:
+    """Notes what is done with the lease."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, Any]] = []
+
+    def correct(self, lease: Lease, input_tokens: int) -> None:
+        self.told.append(("correct", input_tokens))
+
+    def drain(self, lease: Lease) -> None:
+        self.told.append(("drain", None))
+
+    def finish(self, lease: Lease, *, input_tokens: int, output_tokens: int, cost_nanos: int | None) -> None:
+        self.told.append(("finish", (input_tokens, output_tokens, cost_nanos)))
+
+
 class Bench:
     """One exchange between a caller and a scripted upstream."""
 
-    def __init__(self, upstream: Answer, *, on_disconnect: Any = "drain", drain_s: float = 5.0, drains_max: int = 10):
+    def __init__(
+        self,
+        upstream: Answer,
+        *,
+        on_disconnect: Any = "drain",
+        drain_s: float = 5.0,
+        drains_max: int = 10,
+        retries_max: int = 0,
+    ) -> None:
         self.metrics = Metrics()
         self.caller = Caller()
         self.log = Log()
         self.publisher = Publisher(self.log, self.metrics, unpublished_max=10)
         self.drains = Drains(self.metrics, count_max=drains_max, seconds=drain_s)
+        self.keeper = Keeper()
+        config = GatewayConfig(
+            upstream_url="http://upstream",
+            upstream_api_key="sk-ant-operator",
+            upstream_retries_max=retries_max,
+            upstream_retry_seconds=0.01,
+            error_body_bytes_max=10_000,
+        )
         services = Services(
-            upstream=Upstream(httpx2.MockTransport(upstream), url="http://upstream", api_key="sk-ant-operator"),
+            pool=Pool(config, transport_for=lambda _: httpx2.MockTransport(upstream), metrics=self.metrics),
+            keeper=self.keeper,  # type: ignore[arg-type]
             publisher=self.publisher,
             metrics=self.metrics,
             drains=self.drains,
+            config=config,
             price_book_version="2026-11-22",
-            error_body_bytes_max=10_000,
+        )
+        self.request = Request(
+            id="req_019aa0000000700080000000000000ff",
+            principal=Principal("acct_1", "key_1"),
+            address="0" * 32,
+            ask=peek(BODY),
+            models=("claude-sonnet-4-6",),
+            path="/v1/messages",
+            client="curl",
+            bytes_in=len(BODY),
         )
         self.exchange = Exchange(
             services,
-            request_id="req_019aa0000000700080000000000000ff",
-            principal=Principal("acct_1", "key_1"),
-            ask=peek(BODY),
-            granted=Granted(1_000_000, on_disconnect),
+            request=self.request,
+            granted=Granted(
+                lease=Lease("acct_1", "key_1", "memb_1", self.request.id),
+                multiplier_ppm=1_000_000,
+                on_disconnect=on_disconnect,
+                hold_nanos=1,
+                figures=Figures(Window(1000, 999, 1_764_000_000), None, None),
+            ),
             call=Call(method="POST", target=b"/v1/messages", headers=[(b"x-api-key", b"sk-cr-caller")], body=BODY),
         )
 

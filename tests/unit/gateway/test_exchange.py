@@ -27,7 +27,8 @@ async def test_json() -> None:
     assert bench.caller.headers[b"request-id"] == b"req_up"
     assert (event.outcome, event.usage, event.status) == ("measured", {"input_tokens": 11, "output_tokens": 40}, 200)
     assert (event.bytes_in, event.bytes_out) == (len(BODY), len(MESSAGE))
-    assert (event.upstream_request_id, event.path, event.attempts) == ("req_up", "/v1/messages", 1)
+    assert (event.upstream_request_id, event.path, event.member_id) == ("req_up", "/v1/messages", "memb_1")
+    assert [(one.upstream_id, one.status, one.error) for one in event.tries] == [("env", 200, "")]
     assert 0 < event.first_byte_us <= event.duration_us
     assert body.closed
 
@@ -63,7 +64,7 @@ async def test_the_operators_error_is_not_shown() -> None:
     event = await bench.run()
     assert bench.caller.status == 529
     assert b"7f3c" not in bench.caller.body
-    assert bench.caller.headers[b"retry-after"] == b"2"
+    assert bench.caller.headers[b"retry-after"] == b"60"
     assert (event.outcome, event.status) == ("free", 429)
 
 

@@ -150,6 +150,36 @@ def test_the_operators_troubles(sim: Sim, scenario: str, status: int, words: str
     assert told.answer.status_code == status and words in told.answer.text
 
 
+@pytest.mark.parametrize("scenario", ["error:429", "spend_limit", "on_hold", "overloaded", "error:401"])
+def test_so_many_times_and_then_an_answer(sim: Sim, scenario: str) -> None:
+    sim_id = new_id()
+    statuses = [sim.post(f"{scenario};times=2", sim_id=sim_id).status_code for _ in range(4)]
+    assert all(status >= 400 for status in statuses[:2]) and statuses[2:] == [200, 200]
+    assert sim.post(f"{scenario};times=1", sim_id=new_id()).status_code >= 400
+
+
+def test_a_scenario_for_one_api_key_only(sim: Sim) -> None:
+    sim_id, other = new_id(), new_id()
+    assert sim.post(f"error:401;key={KEY[-6:]}", sim_id=sim_id).status_code == 401
+    assert sim.post("error:401;key=another", sim_id=other).status_code == 200
+    assert sim.post("error:500;key=another;times=1", sim_id=other).status_code == 200
+    assert sim.post(f"error:500;key={KEY[-6:]};times=1", sim_id=other).status_code == 500  # what passed did not count
+    assert {entry["api_key_end"] for entry in sim.invoice(sim_id) + sim.invoice(other)} == {KEY[-4:]}
+
+
+@pytest.mark.parametrize("path", ["/v1/messages/count_tokens", "/v1/models"])
+def test_free_paths_have_scenarios_too(sim: Sim, path: str) -> None:
+    headers = {"x-api-key": KEY, "x-sim-scenario": "error:529;times=1", "x-sim-id": new_id()}
+    method, json = ("GET", None) if path.endswith("models") else ("POST", {"model": MODEL, "messages": HELLO})
+    assert [sim.http.request(method, path, headers=headers, json=json).status_code for _ in range(2)] == [529, 200]
+
+
+def test_an_error_can_say_when_to_come_back(sim: Sim) -> None:
+    assert sim.post("error:500").headers.get("retry-after") is None
+    for scenario in ("error:429;retry_after=33", "error:500;retry_after=33", "overloaded;retry_after=33"):
+        assert sim.post(scenario, sim_id=new_id()).headers["retry-after"] == "33"
+
+
 def test_overloaded_for_a_while(sim: Sim) -> None:
     sim_id = new_id()
     statuses = [sim.post("overloaded;times=2", sim_id=sim_id).status_code for _ in range(4)]
