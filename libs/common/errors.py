@@ -7,7 +7,7 @@
     ├── NotFound                  404     not_found_error
     ├── MethodNotAllowed          405     invalid_request_error     allow
     ├── RequestTooLarge           413     request_too_large
-    ├── RateLimited               429     rate_limit_error          retry-after, or x-should-retry: false
+    ├── RateLimited               429     rate_limit_error          retry-after
     ├── InternalError             500     api_error
     ├── UpstreamFailed            502     api_error
     ├── UpstreamTimedOut          504     timeout_error
@@ -96,7 +96,7 @@ class RequestTooLarge(RelayError):
 
 
 class RateLimited(RelayError):
-    """A limit of ours. `retry_after_s`: when it passes, told in whole seconds from 1 to 60; None: waiting does not help soon.
+    """A limit of ours. `retry_after_s`: when it passes, told in whole seconds, 1 to 60; None: not soon (`x-should-retry: false`).
 
     Never more than a minute: SDKs sleep for as long as they are told.
     """
@@ -104,7 +104,7 @@ class RateLimited(RelayError):
     status = 429
     kind = "rate_limit_error"
 
-    def __init__(self, message: str, *, retry_after_s: float | None) -> None:
+    def __init__(self, message: str, *, retry_after_s: float | None = 1.0) -> None:
         if retry_after_s is None:
             headers = {"x-should-retry": "false"}
         else:

@@ -14,7 +14,7 @@ Budget = Annotated[int, msgspec.Meta(ge=0, le=money.AMOUNT_NANOS_MAX)]
 """Nano-dollars."""
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Caps; None: not limited here (an account: the default)."""
 
     rpm: Rate | None = None

@@ -48,14 +48,21 @@ def _error(refused: Refused, book: PriceBook | None, ask: Ask | None) -> RelayEr
         case "address":
             return Unauthenticated(_NOT_FROM_HERE)
         case "model":
-            asked = ask.model if ask is not None else refused.detail
-            return NotFound(f"model: {asked[:128]}")
+            return NotFound(f"model: {_as_asked(refused.detail, book, ask)[:128]}")
         case "balance":
             return _too_little(refused, book, ask)
         case "budget":
             return RateLimited(_budget(refused) + " " + _until(refused), retry_after_s=None)
         case _:
             return _passing(refused)
+
+
+def _as_asked(model: str, book: PriceBook | None, ask: Ask | None) -> str:
+    """The caller's own name for a model of the price book."""
+    for named in (ask.model, *ask.other_models) if ask is not None else ():
+        if book is not None and (row := book.find(named)) is not None and row.id == model:
+            return named
+    return model
 
 
 def _passing(refused: Refused) -> RateLimited:

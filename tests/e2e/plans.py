@@ -33,9 +33,9 @@ MEASURED: Final = (
     "close", "early_hints", "slow;gap_ms=20",
 )  # fmt: skip
 FREE: Final = (
-    "error:400", "error:404", "error:413", "error:429", "error:401", "error:403", "error:500", "error:529", "spend_limit",
-    "on_hold", "refusal_empty", "no_usage", "reset", "redirect",
+    "error:400", "error:404", "error:413", "error:500", "error:529", "refusal_empty", "no_usage", "reset", "redirect",
 )  # fmt: skip
+"""What takes a credential out of service (401, 403, 429, spend limits) is not among them: it is for tests of the pool."""
 UNIQUE_FROM: Final = 13_000
 """Bodies are padded from here on, each to a length of its own, by which its row is known even if nothing else came back."""
 

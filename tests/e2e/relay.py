@@ -21,6 +21,7 @@ from tests.e2e.waiting import WAIT_S, wait_until
 
 ADMIN_TOKEN: Final = "test-admin-token-0123456789"
 UPSTREAM_KEY: Final = "sk-ant-simulator"
+NO_LIMITS: Final = {"rpm": 10**6, "itpm": 10**9, "otpm": 10**9, "free_rpm": 10**6, "in_flight": 10**5}
 READY_S: Final = 30.0
 STOP_S: Final = 20.0
 GAUGES_AT_REST: Final = ("relay_requests_in_flight", "relay_drains_in_progress", "relay_events_unpublished")
@@ -172,10 +173,9 @@ class Relay:
         return self.services["simulator"].url
 
     def new_account(self, *, credit_usd: str = "100.00", **settings: Any) -> tuple[str, str]:
-        """(account id, key) of a new account; `settings` as PATCH takes them."""
+        """(account id, key) of a new account; `settings` as PATCH takes them. Limits are out of the way if none are given."""
         account = self.post("/accounts", {"name": "test"})["id"]
-        if settings:
-            self.admin.patch(f"/accounts/{account}", json=settings).raise_for_status()
+        self.admin.patch(f"/accounts/{account}", json={"limits": NO_LIMITS} | settings).raise_for_status()
         if credit_usd != "0":
             self.post(f"/accounts/{account}/credits", {"amount_usd": credit_usd, "reason": "test"})
         return account, self.new_key(account)["key"]
@@ -235,6 +235,7 @@ class Relay:
             "RELAY_GATEWAY_PORT": str(port),
             "RELAY_UPSTREAM_URL": upstream_url,
             "RELAY_UPSTREAM_API_KEY": UPSTREAM_KEY,
+            "RELAY_UPSTREAM_RETRY_SECONDS": "0.02",
             **settings,
         }
         service = Service(
@@ -245,6 +246,12 @@ class Relay:
             yield Gateway(service)
         finally:
             service.stop()
+
+    @contextlib.contextmanager
+    def gateways(self, count: int, upstream_url: str, **settings: str) -> Iterator[list[Gateway]]:
+        """Several more of the same."""
+        with contextlib.ExitStack() as stack:
+            yield [stack.enter_context(self.second_gateway(upstream_url, **settings)) for _ in range(count)]
 
     def _pages(self, account: str) -> Iterator[dict[str, Any]]:
         cursor = None
@@ -274,6 +281,7 @@ def running_relay(stores: dict[str, str], logs: Path, **settings: str) -> Iterat
         "RELAY_ADMIN_TOKEN": ADMIN_TOKEN,
         "RELAY_UPSTREAM_URL": f"http://127.0.0.1:{ports['simulator']}",
         "RELAY_UPSTREAM_API_KEY": UPSTREAM_KEY,
+        "RELAY_UPSTREAM_RETRY_SECONDS": "0.02",
         **settings,
     }
     simulator = ("libs.localstack.simulator", "--port", str(ports["simulator"]), "--api-key", UPSTREAM_KEY)

@@ -31,7 +31,8 @@ STREAM = [
         b'{"input_tokens":1000,"cache_creation_input_tokens":500,"cache_read_input_tokens":90000,"output_tokens":1}}}\n\n'
     ),
     (
-        b'event: message_delta\ndata: {"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"output_tokens":70}}\n\n'
+        b'event: message_delta\ndata: {"type":"message_delta","delta":{"stop_reason":"end_turn"},'
+        b'"usage":{"output_tokens":70}}\n\n'
         b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
     ),
 ]

@@ -15,6 +15,7 @@ from libs.common import ids, redisclient
 from libs.common.balances import Balance, Balances, Settlement
 from libs.common.directory import Directory
 from libs.common.events import ControlChanged
+from libs.common.leases import Admission, Leases
 from libs.common.scripts import StoreUnavailable
 from libs.common.upstreams import Upstreams
 from libs.localstack.process import Process, free_port
@@ -27,6 +28,18 @@ pytestmark = pytest.mark.anyio
 REFUSED_WITHIN_S: Final = 0.3
 MARGIN_S: Final = 0.1
 """For a machine that does other things at the same time."""
+
+
+ADMISSION = Admission(
+    request_id=ids.new_request_id(),
+    account_id="acct_1",
+    key_id="key_1",
+    address="0" * 32,
+    models=(),
+    input_tokens=1,
+    hold_nanos=1,
+    memo=b"{}",
+)
 
 
 class Server:
@@ -67,14 +80,14 @@ async def redis(server: Server) -> AsyncIterator[Redis]:
     await client.aclose()
 
 
-async def refused(balances: Balances, directory: Directory) -> float:
+async def refused(balances: Balances, leases: Leases, directory: Directory) -> float:
     """Every kind of call is refused; the longest wait, in seconds."""
     calls = [
-        balances.admit("acct_1", "key_1"),
+        leases.admit(ADMISSION),
+        leases.check("acct_1", "key_1", address="0" * 32),
         balances.read("acct_1"),
         balances.credit("acct_1", "cred_1", 1),
         directory.find_key("0" * 64),
-        directory.key_is_active("acct_1", "key_1"),
     ]
 
     async def wait(call: object) -> float:
@@ -98,7 +111,7 @@ async def test_callers_are_told_in_time_and_served_again(server: Server, redis: 
     else:
         server.kill()
     assert not await redisclient.answers(redis)
-    waits = [await refused(balances, directory) for _ in range(4)]
+    waits = [await refused(balances, Leases(redis), directory) for _ in range(4)]
     assert sorted(waits)[1] < REFUSED_WITHIN_S + MARGIN_S, waits
     if frozen:
         server.signal(signal.SIGCONT)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from libs.common import errors
-from libs.common.errors import Overloaded, RelayError
+from libs.common.errors import Overloaded, RateLimited, RelayError
 
 # PROTOCOL.md, section 4: what each status of the relay's own answers is called.
 TYPES = {
@@ -69,6 +69,15 @@ def test_headers_that_steer_clients(kind: type[RelayError]) -> None:
 
 def test_overloaded_says_when_to_come_back() -> None:
     assert Overloaded("x", retry_after_s=7).headers == {"retry-after": "7"}
+
+
+@pytest.mark.parametrize(("wait_s", "told"), [(0.0, "1"), (0.2, "1"), (1.0, "1"), (1.01, "2"), (60.0, "60"), (86_400.0, "60")])
+def test_rate_limited_says_when_it_passes_and_never_sends_a_client_to_sleep_for_a_day(wait_s: float, told: str) -> None:
+    assert RateLimited("x", retry_after_s=wait_s).headers == {"retry-after": told}
+
+
+def test_what_does_not_pass_by_waiting_says_so() -> None:
+    assert RateLimited("x", retry_after_s=None).headers == {"x-should-retry": "false"}
 
 
 @given(st.text(max_size=60), st.dictionaries(st.sampled_from(["needed", "available"]), st.integers() | st.text()))

@@ -9,7 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from libs.common import events
-from libs.common.events import Account, ApiKey, ControlChanged, Credit, UsageRecorded
+from libs.common.events import (
+    Account,
+    ApiKey,
+    Attempt,
+    ControlChanged,
+    Credit,
+    Member,
+    UpstreamCredential,
+    UsageRecorded,
+)
+from libs.common.limits import Limits
 
 REQUIRED: dict[str, Any] = {
     "request_id": "req_1",
@@ -72,8 +82,17 @@ def test_usage_round_trip(sent: list[UsageRecorded]) -> None:
 ENTITIES: list[events.Entity] = [
     Account(id="acct_1", name="Grüße", created_at_ms=1, multiplier_ppm=900_000, on_disconnect="cancel"),
     ApiKey(id="key_1", account_id="acct_1", name="n", created_at_ms=2, sha256="00" * 32, hint="sk-cr-Ab12…"),
+    Account(id="acct_1", name="n", created_at_ms=1, time_zone="Asia/Tokyo", limits=Limits(rpm=5, budget_day_nanos=0)),
+    Member(id="memb_1", account_id="acct_1", name="n", created_at_ms=2, limits=Limits(in_flight=3)),
+    ApiKey(
+        id="key_1", account_id="acct_1", name="n", created_at_ms=2, sha256="00" * 32, hint="h", member_id="memb_1",
+        limits=Limits(itpm=7), models=("claude-opus-4-7",), ip_allowlist=("10.0.0.0/8",), expires_at_ms=9,
+    ),
+    UpstreamCredential(
+        id="upst_1", name="n", created_at_ms=2, base_url="https://a", sealed="s", hint="abcd", weight=3, in_flight_max=9
+    ),
     Credit(id="cred_1", account_id="acct_1", amount_nanos=-(10**15), reason="refund", created_at_ms=3),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("entity", ENTITIES, ids=lambda entity: type(entity).__name__)
@@ -96,7 +115,7 @@ def test_fields_of_a_newer_writer_are_passed_over() -> None:
 def test_fields_an_older_writer_did_not_have_get_their_defaults() -> None:
     (read,) = events.decode_usage(json.dumps([REQUIRED]).encode())
     assert read == event() and read.version == events.VERSION_LIVE
-    assert (read.declined_models, read.attempts, read.cache_ttl_1h, read.stop_reason) == ((), 1, False, "")
+    assert (read.declined_models, read.tries, read.cache_ttl_1h, read.stop_reason) == ((), (), False, "")
 
 
 @pytest.mark.parametrize("missing", sorted(REQUIRED))
@@ -143,3 +162,19 @@ def test_message_id() -> None:
 
 def test_versions_rise_with_what_is_known() -> None:
     assert events.VERSION_EXPIRED < events.VERSION_RECOVERED < events.VERSION_LIVE < events.VERSION_CORRECTION_MIN
+
+
+def test_an_event_from_before_tries_were_recorded_is_read() -> None:
+    """It had a number under another name."""
+    (read,) = events.decode_usage(json.dumps([REQUIRED | {"attempts": 2}]).encode())
+    assert read.tries == ()
+
+
+def test_one_event_by_itself() -> None:
+    sent = event(tries=(Attempt(upstream_id="env", status=0, error="connect"),), member_id="memb_1")
+    assert events.decode_event(events.encode_event(sent)) == sent
+    assert events.decode_usage(events.join_usage([events.encode_event(sent)])) == [sent]
+
+
+def test_limits_that_are_not_set_take_no_space() -> None:
+    assert b'"limits":{}' in events.encode_control(ControlChanged(entity=ENTITIES[0], actor="a", reason="r", at_ms=5))

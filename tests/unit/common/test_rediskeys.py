@@ -47,6 +47,11 @@ def test_everything_of_an_account_shares_the_slot_of_its_partition(account_id: s
         rediskeys.api_key(account_id, key_id),
         rediskeys.credits_taken(account_id),
         rediskeys.settled(account_id, request_id),
+        rediskeys.member(account_id, key_id),
+        rediskeys.leases(account_id),
+        rediskeys.lease_index(ids.partition(account_id)),
+        rediskeys.slots(account_id, account_id),
+        rediskeys.slots(account_id, key_id),
     ]
     assert {slot(key) for key in keys} == {slot(f"{{p{ids.partition(account_id):02d}}}")}
     assert len(set(keys)) == len(keys)
@@ -67,6 +72,11 @@ def test_names_are_written_down() -> None:
     assert rediskeys.account(account_id) == f"{{p11}}account:{account_id}"
     assert rediskeys.api_key(account_id, "key_1") == "{p11}key:key_1"
     assert rediskeys.credits_taken(account_id) == f"{{p11}}credits:{account_id}"
+    assert rediskeys.member(account_id, "memb_1") == "{p11}member:memb_1"
+    assert rediskeys.leases(account_id) == f"{{p11}}leases:{account_id}"
+    assert rediskeys.lease_index(11) == "{p11}leases"
+    assert rediskeys.slots(account_id, "key_1") == "{p11}slots:key_1"
+    assert rediskeys.throttled("ab") == "unknown:ab"
     assert rediskeys.settled(account_id, request_id) == f"{{p11}}settled:{0x0192AABBCCDD // 3_600_000}:fe"
 
 

@@ -7,6 +7,7 @@ from cryptography.fernet import Fernet
 from hypothesis import given
 from hypothesis import strategies as st
 
+from libs.common.config import ConfigError
 from libs.common.sealing import CannotOpen, Sealer, SecretsKeyMissing, UpstreamSecret, new_key
 
 KEY: Final = new_key()
@@ -61,7 +62,7 @@ def test_what_was_never_sealed_does_not_open(sealed: str) -> None:
 
 @pytest.mark.parametrize("keys", ["secret-but-short", KEY + ",nonsense!", "ü" * 44, KEY[:-2]])
 def test_what_is_no_key_is_refused_and_not_shown(keys: str) -> None:
-    with pytest.raises(ValueError, match="RELAY_SECRETS_KEY holds what is no key") as caught:
+    with pytest.raises(ConfigError, match="RELAY_SECRETS_KEY holds what is no key") as caught:
         Sealer(keys)
     assert keys not in str(caught.value)
 

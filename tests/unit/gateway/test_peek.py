@@ -356,33 +356,3 @@ def test_other_models_cannot_be_hidden(body: bytes, models: tuple[str, ...]) -> 
 )
 def test_one_hour_cache_writes(messages: bytes, one_hour: bool) -> None:
     assert peek(b'{"model":"m","messages":' + messages + b"}").cache_ttl_1h is one_hour
-
-
-def test_estimate_counts_text_by_bytes_and_media_flat() -> None:
-    text = b'{"model":"m","messages":"' + b"x" * 3500 + b'"}'
-    assert peek(text).input_estimated_tokens == len(text) * 2 // 7
-    small, large = (image(size) for size in (1_000, 5_000_000))
-    assert (
-        peek(small).input_estimated_tokens
-        == peek(large).input_estimated_tokens
-        == peek(slashed(large)).input_estimated_tokens
-    )
-    assert 1600 < peek(small).input_estimated_tokens < 1800
-    assert peek(small[:-1] + b',"more":' + small + b"}").input_estimated_tokens > 3200
-
-
-def test_a_pdf_is_counted_by_its_pages() -> None:
-    def pdf(size: int) -> int:
-        return peek(image(size).replace(b'"AAAAAA', b'"JVBERi')).input_estimated_tokens
-
-    assert 2000 < pdf(1_000) < 2200
-    assert pdf(1_000_000) - pdf(1_000) == 9 * 2000
-
-
-def image(size: int) -> bytes:
-    return b'{"model":"m","source":{"type":"base64","data": "' + b"A" * 255 + b"/" * size + b'"}}'
-
-
-def slashed(body: bytes) -> bytes:
-    """As PHP writes it."""
-    return body.replace(b"/", rb"\/")
