@@ -44,6 +44,9 @@ _CALLS_MAX: Final = 256
 _PIPELINES_MAX: Final = 8
 """Under way at once. While Redis is slow, calls gather for the next one instead of taking every connection of the pool."""
 
+_DRAIN_S: Final = 1.0
+_DRAIN_LOOK_S: Final = 0.005
+
 
 class StoreUnavailable(Exception):
     """Redis did not answer. What was asked for may have been done or not: try again later, every script may be repeated."""
@@ -82,6 +85,12 @@ class Scripts:
             loop.call_soon(self._flush_soon)
         self._waiting.append(_Call(future, script, (str(keys), *arguments)))
         return future
+
+    async def drain(self) -> None:
+        """Until every call that was made is answered, or a second has passed: before the connections are closed."""
+        deadline = asyncio.get_running_loop().time() + _DRAIN_S
+        while (self._pipelines or self._waiting) and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(_DRAIN_LOOK_S)
 
     def _flush_soon(self) -> None:
         while self._waiting and self._pipelines < _PIPELINES_MAX:

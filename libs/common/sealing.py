@@ -9,6 +9,8 @@ from typing import Final
 import msgspec
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
+from libs.common.config import ConfigError
+
 _MISSING: Final = "RELAY_SECRETS_KEY is not set: upstream credentials can be neither sealed nor opened."
 _UNREADABLE: Final = (
     "RELAY_SECRETS_KEY holds what is no key: 32 bytes in URL-safe base64 are wanted, as new_key makes them."
@@ -48,13 +50,13 @@ _decode: Final = msgspec.json.Decoder(_Sealed).decode
 
 
 class Sealer:
-    """`keys`: one key, or several separated by commas while they change: the first one seals, each opens. Raises ValueError."""
+    """`keys`: one key, or several separated by commas while they change: the first one seals, each opens. Raises ConfigError."""
 
     def __init__(self, keys: str) -> None:
         try:
             ferns = [Fernet(key.strip()) for key in keys.split(",") if key.strip()]
         except ValueError:
-            raise ValueError(_UNREADABLE) from None
+            raise ConfigError(_UNREADABLE) from None
         self._fernet = MultiFernet(ferns) if ferns else None
 
     def seal(self, credential_id: str, secret: UpstreamSecret) -> str:

@@ -24,6 +24,7 @@ _BREAKERS: Final = "{upstreams}breakers"
 _RANK: Final[dict[str, int]] = {"auth": 3, "hold": 3, "spend": 3, "rate": 2, "server": 1, "connect": 1}
 _LASTING: Final = 3
 """The rank of what only the operator can mend: open until a try succeeds."""
+_PASSING: Final = ("server", "connect")
 _FAILURES_MAX: Final = 5
 _LASTING_MS, _LASTING_MS_MAX = 30_000, 600_000
 _BROKEN_MS, _BROKEN_MS_MAX = 5_000, 60_000
@@ -54,6 +55,11 @@ class Breaker(msgspec.Struct, frozen=True, kw_only=True):
             return "closed"
         return "open" if self.until_ms > now_ms else "half_open"
 
+    @property
+    def is_passing(self) -> bool:
+        """Whether it is not closed for failures in a row only: for what the upstream may do to anybody."""
+        return self.until_ms > 0 and self.kind in _PASSING
+
     def failed(self, kind: Kind, now_ms: int, *, rate_ms: int = 0) -> "Breaker":
         """After a failure. `rate_ms`: how long to stay away, for `rate`."""
         state = self.state(now_ms)
@@ -76,8 +82,8 @@ class Breaker(msgspec.Struct, frozen=True, kw_only=True):
         return Breaker(kind=kind, failures=self.failures + 1, since_ms=now_ms)
 
     def succeeded(self, now_ms: int) -> "Breaker":
-        """After a success; of one that is open, the request was sent before."""
-        return self if self.state(now_ms) == "open" else CLOSED
+        """After a success, which ends a row of failures; where more than that has opened it, the request was sent before."""
+        return self if self.state(now_ms) == "open" and not self.is_passing else CLOSED
 
     def may_probe(self, now_ms: int) -> bool:
         """Whether one request may go there now: closed, or half open with nobody trying."""
@@ -178,7 +184,7 @@ class Upstreams:
         return Seen(reply[0], _breaker(reply[1]) if reply[1] else None)
 
     async def succeeded(self, name: Name) -> Seen:
-        """Forget the failures; close a half-open breaker."""
+        """Forget the failures and close the breaker, as `Breaker.succeeded` says."""
         now_ms, text = await self._scripts.call("breaker_succeeded", 1, _BREAKERS, name.id, name.generation)
         return Seen(now_ms, _breaker(text))
 

@@ -1,5 +1,6 @@
 """Builds the gateway: every object once, and the two local paths that are not the relay's."""
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
@@ -73,9 +74,11 @@ def create_app(
             await publisher.flush(config.shutdown_seconds)
             for task in (connecting, *running):
                 task.cancel()
+            await asyncio.wait([connecting, *running])
             await keeper.close()
             await streams.close(broker)
             await pool.aclose()
+            await scripts.drain()
             await redis.aclose()
 
     services = Services(

@@ -130,24 +130,40 @@ class Attempts:
 
     async def send(self, call: Call) -> Sent:
         """An answer for the caller. Raises RelayError, ready for him: his answer is none of the upstream's."""
+        again = True
         while not self._stopped:
-            credential = await self._enter(self._tried)
+            credential = await self._find(again=again)
             if credential is None:
                 if not await self._wait():
                     break
-                credential = await self._enter(self._tried) or await self._enter(self._barred)
-            if credential is not None and (sent := await self._try(credential, call)) is not None:
+                again = True
+            elif (sent := await self._try(credential, call)) is not None:
                 return sent
+            else:
+                again = False
         return self._give_up()
+
+    async def _find(self, *, again: bool) -> Credential | None:
+        """One that was not tried yet; or `again` one that was, and in the end one that is out for failures only."""
+        found = await self._enter(self._tried)
+        if found is None and again:
+            found = await self._enter(self._barred)
+            if found is None and (credential := self._pool.last_resort(self._account_id, self._barred)) is not None:
+                found = await self._begin(credential, anyway=True)
+        return found
 
     async def _enter(self, but: set[Credential]) -> Credential | None:
         credential = self._pool.choose(self._account_id, but)
         if credential is None:
             return None
-        if await self._pool.enter(credential, self._request_id):
-            self._held = credential
-            return credential
-        return await self._enter(but | {credential})  # it is full, or somebody else tries it
+        # else it is full, or somebody else tries it
+        return await self._begin(credential) or await self._enter(but | {credential})
+
+    async def _begin(self, credential: Credential, *, anyway: bool = False) -> Credential | None:
+        if not await self._pool.enter(credential, self._request_id, anyway=anyway):
+            return None
+        self._held = credential
+        return credential
 
     async def _try(self, credential: Credential, call: Call) -> Sent | None:
         """One attempt: the answer for the caller, or None if another may be made. Raises RelayError."""
@@ -247,14 +263,13 @@ class Attempts:
     async def _wait(self) -> bool:
         """Wait for one of those that may yet work; False if there is none, or no time for it."""
         config = self._config
-        soonest_s = self._pool.back_in_s(self._account_id, self._barred, lasting=False)
-        if soonest_s is None or self._retries >= config.upstream_retries_max:
+        wait_s = self._pool.wait_s(self._account_id, self._barred)
+        if wait_s is None or self._retries >= config.upstream_retries_max:
             return False
         told_s = (self._last.verdict.retry_after_s if self._last is not None else None) or 0.0
-        told_s = max(soonest_s, min(told_s, config.upstream_retry_after_seconds_max))
-        wait_s = told_s + random.uniform(0, config.upstream_retry_seconds * 2**self._retries)  # noqa: S311 - jitter
-        too_long = time.monotonic() - self._started + wait_s > config.upstream_retries_seconds_max
-        if too_long or soonest_s > config.upstream_retry_after_seconds_max:
+        wait_s = max(wait_s, min(told_s, config.upstream_retry_after_seconds_max))
+        wait_s += random.uniform(0, config.upstream_retry_seconds * 2**self._retries)  # noqa: S311 - jitter
+        if time.monotonic() - self._started + wait_s > config.upstream_retries_seconds_max:
             return False
         self._retries += 1
         self._wake = asyncio.Event()

@@ -84,7 +84,12 @@ class FreePaths:
     async def _fetch(self, call: Call, receive: Receive, visit: Visit) -> tuple[httpx2.Response, bytes]:
         """The answer, whole. Raises CallerLeft, with the upstream let go, when nobody waits for it any more."""
         attempts = Attempts(
-            self._pool, self._config, self._metrics, account_id=visit.account_id, request_id=visit.request_id
+            self._pool,
+            self._config,
+            self._metrics,
+            account_id=visit.account_id,
+            request_id=visit.request_id,
+            free=True,
         )
         deadline = asyncio.timeout(None)
 

@@ -27,9 +27,8 @@ from services.gateway.upstream import Upstream
 _log: Final = logging.getLogger("relay.pool")
 _REFRESH_S: Final = 1.0
 _ACCOUNTS_MAX: Final = 10_000
-_BUSY_MS: Final = 1_000
+_BUSY_S: Final = 1.0
 """When a slot may become free, or a try may have ended: nobody knows; ask again then."""
-_PASSING: Final = ("server", "connect")
 _TROUBLES: Final[dict[str, str]] = {
     "auth": "it is refused (401, 403): is its API key still good?",
     "hold": "its organization is on hold or disabled",
@@ -126,24 +125,36 @@ class Pool:
             _log.error("there is no upstream credential that %s may use", account_id)
         return count
 
-    def back_in_s(self, account_id: str, barred: Collection[Credential] = (), *, lasting: bool = True) -> float | None:
-        """Seconds until one may take a request; None if there is none. Not `lasting`: only those that are free, or out for
-        what the upstream does to anybody."""
+    def last_resort(self, account_id: str, barred: Collection[Credential] = ()) -> Credential | None:
+        """Where a request goes when nothing is free: to one that is out only for failures in a row. The upstream may be well
+        again at any moment, and a caller is better served by a try than by a refusal. One that answers with errors comes before
+        one that cannot be reached; the least loaded would be the one that fails fastest."""
+        out = [one for one in self._options(account_id) if one not in barred and one.breaker.is_passing]
+        return min(out, key=lambda one: (one.breaker.kind == "connect", one.breaker.until_ms), default=None)
+
+    def wait_s(self, account_id: str, barred: Collection[Credential] = ()) -> float | None:
+        """How long a request should wait at least for one of those that may yet take it; None if none will."""
         now = self.now_ms()
         waits = [
-            self._back_in_ms(one, now)
+            0.0 if one.breaker.is_passing or self._is_free(one) else _BUSY_S
             for one in self._options(account_id)
-            if one not in barred and (lasting or one.breaker.state(now) != "open" or one.breaker.kind in _PASSING)
+            if one not in barred and (one.breaker.is_passing or one.breaker.state(now) != "open")
         ]
-        return min(waits) / 1000 if waits else None
+        return min(waits) if waits else None
 
-    async def enter(self, credential: Credential, request_id: str) -> bool:
-        """Begin a request there; False if it has to go elsewhere. What was begun is to be left, also if this is cancelled."""
+    def back_in_s(self, account_id: str) -> float | None:
+        """Seconds until one may be well again: what a caller is told; None if there is none."""
+        now = self.now_ms()
+        return min((max(one.breaker.until_ms - now, 0) / 1000 for one in self._options(account_id)), default=None)
+
+    async def enter(self, credential: Credential, request_id: str, *, anyway: bool = False) -> bool:
+        """Begin a request there; False if it has to go elsewhere. What was begun is to be left. `anyway`: as a last resort,
+        whatever its breaker says."""
         credential.in_flight += 1
         if credential.in_flight_max is None and not credential.breaker.until_ms:
             return True
         try:
-            entered = await self._take_slot(credential, request_id) and await self._take_probe(credential)
+            entered = await self._take_slot(credential, request_id) and (anyway or await self._take_probe(credential))
         except BaseException:
             self.leave(credential, request_id)
             raise
@@ -174,7 +185,7 @@ class Pool:
         """It works: nothing to do, unless something is held against it."""
         if credential.breaker is CLOSED and not credential.trouble:
             return
-        if credential.breaker.until_ms > self.now_ms():  # it was sent before that
+        if credential.breaker.until_ms > self.now_ms() and not credential.breaker.is_passing:  # it was sent before that
             return
         if credential.trouble:
             credential.trouble = ""
@@ -247,14 +258,11 @@ class Pool:
             return False
         return not breaker.until_ms or breaker.may_probe(self.now_ms())
 
-    def _back_in_ms(self, credential: Credential, now_ms: int) -> int:
-        if credential.breaker.until_ms > now_ms:
-            return credential.breaker.until_ms - now_ms
-        return 0 if self._is_free(credential) else _BUSY_MS
-
     async def _take_slot(self, credential: Credential, request_id: str) -> bool:
-        if credential.in_flight_max is None or self._store is None:
+        if credential.in_flight_max is None:
             return True
+        if self._store is None:
+            return credential.in_flight <= credential.in_flight_max
         slot = (credential.id, request_id)
         self._slots[slot] = time.monotonic() + self._lease_s / 3
         try:

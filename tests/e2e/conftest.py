@@ -1,14 +1,18 @@
 """One relay for all end-to-end tests of a session; each test makes its own account."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 
 from libs.localstack.stores import start_clickhouse, start_nats, start_redis
-from tests.e2e.relay import UPSTREAM_KEY, Gateway, Relay, running_relay
+from tests.e2e.herd import HoldingUpstream, Size, learned_size
+from tests.e2e.relay import UPSTREAM_KEY, Gateway, Relay, free_port, running_relay
 from tests.e2e.store import Store
 from tests.e2e.wire import Caller, ScriptedUpstream
+
+QUICK: Final = {"RELAY_DRAIN_SECONDS": "3", "RELAY_BATCH_SECONDS": "0.05", "RELAY_REAP_SECONDS": "1"}
 
 
 @pytest.fixture(scope="session")
@@ -19,9 +23,9 @@ def stores(nats_url: str, redis_url: str, clickhouse_url: str) -> dict[str, str]
 
 @pytest.fixture(scope="session")
 def relay(stores: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Relay]:
-    """A running relay with the simulator as its upstream, and a short drain so that its cap can be seen."""
+    """A running relay with the simulator as its upstream, and short times so that their ends can be seen."""
     logs: Path = tmp_path_factory.mktemp("relay-logs")
-    with running_relay(stores, logs, RELAY_DRAIN_SECONDS="3", RELAY_BATCH_SECONDS="0.05") as running:
+    with running_relay(stores, logs, **QUICK) as running:
         yield running
 
 
@@ -59,7 +63,7 @@ def own_relay(
         "RELAY_NATS_URL": f"nats://127.0.0.1:{own_nats.port}",
         "RELAY_CLICKHOUSE_URL": f"http://127.0.0.1:{own_clickhouse.port}/relay",
     }
-    small_batches = {"RELAY_BATCH_MESSAGES_MAX": "20", "RELAY_BATCH_SECONDS": "0.05"}
+    small_batches = {"RELAY_BATCH_MESSAGES_MAX": "20", "RELAY_BATCH_SECONDS": "0.05", "RELAY_REAP_SECONDS": "1"}
     with running_relay(own, tmp_path_factory.mktemp("logs"), **small_batches) as running:
         yield running
 
@@ -116,3 +120,22 @@ def nothing_happens(
     assert relay.spent_nanos(account[0]) == before
     text = gateway.service.log_text
     assert "Traceback" not in text and UPSTREAM_KEY not in text and "sk-cr-" not in text
+
+
+@pytest.fixture(scope="module")
+def holding_port() -> int:
+    """Where `holding` listens while a test runs: gateways are told before it does."""
+    return free_port()
+
+
+@pytest.fixture
+async def holding(anyio_backend: str, holding_port: int) -> AsyncIterator[HoldingUpstream]:
+    """An upstream that keeps every request waiting until a test lets it go."""
+    async with HoldingUpstream.serving(holding_port) as upstream:
+        yield upstream
+
+
+@pytest.fixture(scope="module")
+def size(relay: Relay) -> Size:
+    """What the herd's request takes at admission, as the relay itself tells it."""
+    return learned_size(relay)

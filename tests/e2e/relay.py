@@ -1,5 +1,6 @@
 """The whole relay for tests: the three services and the simulator as processes, and the few calls every test makes."""
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -17,6 +18,7 @@ from typing import Any, Final, Self
 import httpx2
 import psutil
 
+from libs.common import redisclient
 from tests.e2e.waiting import WAIT_S, wait_until
 
 ADMIN_TOKEN: Final = "test-admin-token-0123456789"
@@ -196,12 +198,16 @@ class Relay:
         assert lost == Decimal(balance["spent_usd"]) + Decimal(balance["held_usd"])
         return int(lost * 10**9)
 
-    def rows(self, account: str, count: int, *, wait_s: float = 30.0) -> list[dict[str, Any]]:
-        """All ledger rows of an account, newest first, once there are `count` of them and they are settled."""
+    def rows(self, account: str, count: int, *, wait_s: float = 30.0, held: bool = False) -> list[dict[str, Any]]:
+        """All ledger rows of an account, newest first, once there are `count` of them and they are settled.
+
+        Nothing may be held any more, unless something is `held`.
+        """
         deadline = time.monotonic() + wait_s
         while True:
-            rows = list(self._pages(account))
-            settled = sum(row["total_nanos"] for row in rows) == self.spent_nanos(account)
+            rows = list(self.all_rows(account))
+            lost = Decimal(self.balance(account)["spent_usd"]) * 10**9 if held else self.spent_nanos(account)
+            settled = sum(row["total_nanos"] for row in rows) == lost
             if (len(rows) >= count and settled) or time.monotonic() > deadline:
                 assert len(rows) == count, f"{len(rows)} rows, expected {count}"
                 assert settled, "the balance is not what the rows add up to"
@@ -222,6 +228,17 @@ class Relay:
         """What the simulator says of itself under `/_sim/`."""
         answer = httpx2.get(f"{self.simulator_url}/_sim/{name}", timeout=30).raise_for_status()
         return dict(answer.json())
+
+    def forget_breakers(self) -> None:
+        """Nothing is held against the upstream credential any more, whatever a test has made it answer."""
+
+        async def forget() -> None:
+            redis = redisclient.connect(self.stores["RELAY_REDIS_URL"], try_seconds=5)
+            await redis.delete("{upstreams}breakers")
+            await redis.aclose()
+
+        asyncio.run(forget())
+        wait_until(lambda: self.gateway.gauge("relay_upstream_open_breakers") == 0, "the gateway has heard of it")
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         """A call of the control plane."""
@@ -253,7 +270,8 @@ class Relay:
         with contextlib.ExitStack() as stack:
             yield [stack.enter_context(self.second_gateway(upstream_url, **settings)) for _ in range(count)]
 
-    def _pages(self, account: str) -> Iterator[dict[str, Any]]:
+    def all_rows(self, account: str) -> Iterator[dict[str, Any]]:
+        """The ledger rows of an account that are there now, newest first."""
         cursor = None
         while True:
             query = {"account_id": account, "limit": "1000"} | ({"cursor": cursor} if cursor else {})

@@ -286,7 +286,11 @@ def test_response_headers(upstream: ScriptedUpstream, caller: Caller, key: Heade
         head, received = caller.answer()
         assert received == body
         ours = {b"date", b"content-length", b"x-relay-request-id", b"connection"}
-        passed = [(name.lower(), value) for name, value in head.headers if name.lower() not in ours]
+        assert not any(b"leak" in value for _, value in head.headers)
+        sent = [(name.lower(), value) for name, value in head.headers]
+        limits = {name for name, _ in sent if name.startswith(b"anthropic-ratelimit-")}
+        assert len(limits) == 12  # the account's own
+        passed = [(name, value) for name, value in sent if name not in ours | limits]
         expected = [(name.lower(), value) for name, value in kept]
         assert passed == [*expected, *([(b"retry-after", b"7")] if retried else [])]
         relay_id = head.get(b"x-relay-request-id") or b""

@@ -83,7 +83,7 @@ def test_what_is_written_down(local_run: LocalRun) -> None:
     run = local_run.run
     assert set(run) == {
         "gateway_url", "admin_url", "admin_token", "account_id", "api_key", "upstream_url", "nats_url", "redis_url",
-        "clickhouse_url", "pids",
+        "clickhouse_url", "pids", "secrets_key",
     }  # fmt: skip
     assert {"gateway", "accounting", "admin", "simulator", "nats", "redis", "clickhouse"} == set(run["pids"])
     assert all(psutil.pid_exists(pid) for pid in run["pids"].values())

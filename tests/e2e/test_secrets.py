@@ -180,8 +180,12 @@ def metric_urls(relay: Relay, gateway: Gateway) -> list[str]:
 async def redis_contents(url: str) -> bytes:
     """Names and values of every key."""
     contents: list[Any] = []
+
+    async def in_order(name: bytes) -> Any:
+        return await store.zrange(name, 0, -1, withscores=True)
+
     async with redis.asyncio.Redis.from_url(url) as store:
-        reads = {"string": store.get, "hash": store.hgetall, "set": store.smembers}
+        reads = {"string": store.get, "hash": store.hgetall, "set": store.smembers, "zset": in_order}
         async for name in store.scan_iter(count=1000):
             kind = await store.type(name)
             contents += [name, await reads[kind.decode() if isinstance(kind, bytes) else kind](name)]

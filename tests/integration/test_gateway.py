@@ -21,7 +21,8 @@ from services.gateway.app import create_app
 from services.gateway.cycle import BodyBudget
 from tests.integration.gateway_rig import ANSWER, MESSAGE, MODELS, Gateway, running, upstream
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.redis_suite]
+OPERATORS_KEY = "sk-ant-operator"
 
 
 @pytest.fixture
@@ -39,11 +40,13 @@ async def gateway(anyio_backend: str, nats_url: str, redis_url: str) -> AsyncIte
         nats_url=nats_url,
         redis_url=redis_url,
         upstream_url="http://upstream/base",
-        upstream_api_key="sk-ant-operator",
+        upstream_api_key=OPERATORS_KEY,
         body_bytes_max=10_000,
+        upstream_retries_max=0,
     )
     budget = BodyBudget(10_000)
     redis = redisclient.connect(redis_url)
+    await redis.delete("{upstreams}breakers")  # what the test before has made of the one credential
     app = create_app(config, metrics=Metrics(), body_budget=budget, transport=httpx2.MockTransport(recording))
     async with running(app):
         yield Gateway(app, Directory(redis, Balances(redis), Upstreams(redis)), budget, seen)
@@ -60,7 +63,7 @@ async def test_the_upstream_gets_the_body_and_our_credential(gateway: Gateway) -
     (request,) = gateway.seen
     assert request.content == body
     assert str(request.url) == "http://upstream/base/v1/messages?beta=true"
-    assert request.headers["x-api-key"] == "sk-ant-operator"
+    assert request.headers["x-api-key"] == OPERATORS_KEY
     assert request.headers["accept-encoding"] == "identity"
     assert request.headers["x-odd"] == "1"
     assert secret not in str(request.headers.raw)
@@ -108,7 +111,7 @@ async def test_without_balance_only_the_free_paths(gateway: Gateway) -> None:
     counted = await gateway.call("POST", "/v1/messages/count_tokens", key=secret, body=body)
     assert (counted.status, counted.body) == (200, b'{ "input_tokens":3 }')
     assert not {"set-cookie", "anthropic-organization-id"} & set(counted.headers)
-    entry = Credit(id=ids.new_credit_id(), account_id=account.id, amount_nanos=1, reason="test", created_at_ms=1)
+    entry = Credit(id=ids.new_credit_id(), account_id=account.id, amount_nanos=10**9, reason="test", created_at_ms=1)
     await gateway.put(entry)
     assert (await gateway.message(secret)).status == 200
 

@@ -5,17 +5,21 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import httpx2
+import msgspec
+import pytest
 
 from libs.common.config import GatewayConfig
+from libs.common.errors import RelayError
 from libs.common.metrics import Metrics
 from libs.common.upstreams import Upstreams
-from services.gateway.attempts import Attempts
+from services.gateway.attempts import Attempts, Sent
 from services.gateway.pool import Credential, Pool
 from services.gateway.upstream import Call
 
 ACCOUNT: Final = "acct_0123456789abcdef0123456789abcdef"
 CALL: Final = Call(method="POST", target=b"/v1/messages", headers=[(b"content-type", b"application/json")], body=b"{}")
-Reply = httpx2.Response | httpx2.TransportError | Callable[[], httpx2.Response]
+"""What every request here is, but for its body."""
+Reply = httpx2.Response | httpx2.TransportError | Callable[[httpx2.Request], httpx2.Response]
 
 
 def error(status: int, kind: str = "api_error", message: str = "no", **headers: str) -> httpx2.Response:
@@ -68,7 +72,7 @@ class Rig:
         if isinstance(reply, httpx2.TransportError):
             raise reply
         if callable(reply):
-            return reply()
+            return reply(request)
         return httpx2.Response(reply.status_code, headers=reply.headers, content=reply.content)
 
     def tell(self, name: str, *replies: Reply) -> None:
@@ -94,3 +98,28 @@ class Rig:
     def pass_time(self, seconds: float) -> None:
         """For the breakers."""
         self.pool._clock_ms += int(seconds * 1000)
+
+
+async def sent(rig: Rig, attempts: Attempts | None = None) -> Sent:
+    """The answer of one request; afterwards nothing is under way."""
+    attempts = attempts or rig.attempts()
+    try:
+        return await attempts.send(CALL)
+    finally:
+        attempts.release()
+        assert all(one.in_flight == 0 for one in rig.pool._credentials)
+
+
+async def refused(rig: Rig, attempts: Attempts | None = None) -> RelayError:
+    """What the caller of one request is told instead of an answer."""
+    with pytest.raises(RelayError) as caught:
+        await sent(rig, attempts)
+    return caught.value
+
+
+async def sent_alone(attempts: Attempts, body: bytes = b"{}") -> Sent:
+    """The answer of one of several."""
+    try:
+        return await attempts.send(msgspec.structs.replace(CALL, body=body))
+    finally:
+        attempts.release()

@@ -3,34 +3,19 @@
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
 import httpx2
 import pytest
 
-from libs.common.errors import Overloaded, RelayError, UpstreamFailed, UpstreamTimedOut
-from services.gateway.attempts import Attempts, Sent
-from tests.unit.gateway.pools import ACCOUNT, CALL, Rig, error, ok
+from libs.common.errors import Overloaded, UpstreamFailed, UpstreamTimedOut
+from tests.unit.gateway.pools import Rig, error, ok, refused, sent, sent_alone
 
 pytestmark = pytest.mark.anyio
 BUSY: Final = error(529, "overloaded_error", "Overloaded")
 SPENT: Final = "You have reached your specified API usage limits. You will regain access on 2026-12-01 at 00:00 UTC."
-
-
-async def sent(rig: Rig, attempts: Attempts | None = None) -> Sent:
-    attempts = attempts or rig.attempts()
-    try:
-        return await attempts.send(CALL)
-    finally:
-        attempts.release()
-        assert all(one.in_flight == 0 for one in rig.pool._credentials)
-
-
-async def refused(rig: Rig, attempts: Attempts | None = None) -> RelayError:
-    with pytest.raises(RelayError) as caught:
-        await sent(rig, attempts)
-    return caught.value
 
 
 async def test_an_answer_is_handed_over_unread_from_the_one_the_account_sticks_to() -> None:
@@ -188,30 +173,39 @@ async def test_one_request_is_one_failure_in_a_row() -> None:
     assert rig.state("a") == "open"
 
 
-async def test_requests_wait_for_a_short_pause_of_the_upstream() -> None:
+async def test_a_burst_of_failures_costs_nobody_his_retries() -> None:
+    seen: Counter[bytes] = Counter()
+
+    def busy_three_times(request: httpx2.Request) -> httpx2.Response:
+        seen[request.content] += 1
+        return error(529) if seen[request.content] <= 3 else ok()
+
     rig = Rig(["a"])
-    for _ in range(5):
-        rig.pool.failed(rig.named("a"), "server")
-    rig.pass_time(4.9)
+    rig.tell("a", busy_three_times)
+    attempts = [rig.attempts(f"req_{number}") for number in range(20)]
+    answers = await asyncio.gather(*(sent_alone(one, b"%d" % number) for number, one in enumerate(attempts)))
+    assert [answer.response.status_code for answer in answers] == [200] * 20
+    assert rig.metrics.value("relay_upstream_alarms_total", "server") >= 1
+    assert rig.state("a") == "closed"
+
+
+async def test_where_another_works_one_that_fails_in_a_row_is_left_alone() -> None:
+    rig = Rig(["a", "b"])
+    first = rig.first
+    rig.tell(first, BUSY)
+    for _ in range(10):
+        assert (await sent(rig)).response.status_code == 200
+    assert rig.asked.count(first) == 5
+
+
+async def test_requests_wait_while_somebody_tries_a_credential_that_was_out() -> None:
+    rig = Rig(["a"])
+    rig.pool.failed(rig.named("a"), "rate", retry_after_s=5)
+    rig.pass_time(5.1)
     attempts = [rig.attempts(f"req_{number}") for number in range(20)]
     answers = await asyncio.gather(*(sent_alone(one) for one in attempts))
     assert [answer.response.status_code for answer in answers] == [200] * 20
     assert [len(one.made) for one in attempts] == [1] * 20
-
-
-async def sent_alone(attempts: Attempts) -> Sent:
-    try:
-        return await attempts.send(CALL)
-    finally:
-        attempts.release()
-
-
-async def test_a_pause_that_is_too_long_is_not_waited_for() -> None:
-    rig = Rig(["a"], upstream_retry_after_seconds_max=1.0)
-    for _ in range(5):
-        rig.pool.failed(rig.named("a"), "server")
-    failure = await refused(rig)
-    assert (failure.headers["retry-after"], rig.asked) == ("5", [])
 
 
 async def test_the_upstreams_wait_is_honoured_and_bounded() -> None:
@@ -262,7 +256,7 @@ async def test_an_error_that_breaks_off_still_counts_by_its_status() -> None:
         raise httpx2.ReadError("broke")
 
     def broken(status: int) -> Any:
-        return lambda: httpx2.Response(status, content=half())
+        return lambda _: httpx2.Response(status, content=half())
 
     rig = Rig(["a", "b"])
     rig.tell(rig.first, broken(529))
@@ -284,7 +278,7 @@ async def test_the_answers_that_are_not_shown_are_let_go() -> None:
             closed.append(1)
 
     rig = Rig(["a"])
-    rig.tell("a", lambda: httpx2.Response(529, stream=Body()))
+    rig.tell("a", lambda _: httpx2.Response(529, stream=Body()))
     await sent(rig)
     assert len(closed) == len(rig.asked) == 4
 
@@ -306,97 +300,3 @@ async def test_without_a_credential_the_caller_may_try_again_and_the_operator_is
     for _ in range(3):
         assert (await refused(rig)).headers["retry-after"] == "5"
     assert rig.metrics.value("relay_upstream_alarms_total", "none") == 1
-
-
-# -- leaving ---------------------------------------------------------------------------------------------------------
-
-
-async def test_a_caller_who_leaves_ends_the_waiting() -> None:
-    rig = Rig(["a"], upstream_retry_seconds=1e-9, upstream_retry_after_seconds_max=1.9)
-    rig.tell("a", error(529, retry_after="60"))
-    attempts = rig.attempts()
-    begun = time.monotonic()
-    asyncio.get_running_loop().call_later(0.05, attempts.stop)
-    assert (await sent(rig, attempts)).response.status_code == 529
-    assert time.monotonic() - begun < 0.5
-    assert len(rig.asked) == 1
-
-
-async def test_a_caller_who_has_left_gets_no_further_attempt() -> None:
-    rig = Rig(["a", "b"])
-    attempts = rig.attempts()
-
-    def leave() -> httpx2.Response:
-        attempts.stop()
-        return error(529)
-
-    rig.tell(rig.first, leave)
-    assert (await sent(rig, attempts)).response.status_code == 529
-    assert len(rig.asked) == 1
-
-
-async def test_a_cancelled_request_leaves_its_credential_and_its_row() -> None:
-    class Silent(httpx2.AsyncBaseTransport):
-        async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-            request.extensions["sent"]()
-            await asyncio.sleep(60)
-            raise AssertionError
-
-    rig = Rig(["a"])
-    rig.named("a").upstream._transport = Silent()
-    attempts = rig.attempts()
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.02):
-            await sent(rig, attempts)
-    assert [(made.upstream_id, made.status, made.error) for made in attempts.made] == [("a", 0, "left")]
-    assert attempts.sent
-
-
-async def test_what_was_answered_with_an_error_is_no_longer_worked_for() -> None:
-    rig = Rig(["a"], upstream_retry_after_seconds_max=1.9)
-    rig.tell("a", error(529, retry_after="60"))
-    attempts = rig.attempts()
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.02):
-            await sent(rig, attempts)
-    assert not attempts.sent and len(attempts.made) == 1
-
-
-# -- half-open -------------------------------------------------------------------------------------------------------
-
-
-async def test_one_request_at_a_time_tries_a_credential_that_was_out() -> None:
-    rig = Rig(["a", "b"])
-    first = rig.first
-    rig.tell(first, error(401), error(401), ok())
-    await sent(rig)
-    rig.pass_time(29)
-    await sent(rig)
-    assert rig.asked.count(first) == 1
-    rig.pass_time(1.1)
-    await asyncio.gather(*(sent_alone(rig.attempts(f"req_{number}")) for number in range(20)))
-    assert rig.asked.count(first) == 2  # it failed again, and nobody noticed
-    assert rig.state(first) == "open"
-    rig.pass_time(60.1)
-    await sent(rig)
-    assert (rig.asked[-1], rig.state(first), rig.first) == (first, "closed", first)
-
-
-async def test_what_happens_once_is_not_logged_twice(caplog: pytest.LogCaptureFixture) -> None:
-    rig = Rig(["a", "b"])
-    first = rig.first
-    rig.tell(first, error(401), error(401), ok())
-    with caplog.at_level(logging.WARNING, logger="relay.pool"):
-        await sent(rig)
-        rig.pass_time(31)
-        await sent(rig)
-        assert len(caplog.records) == 1
-        rig.pass_time(61)
-        await sent(rig)
-    told = [record.getMessage() for record in caplog.records]
-    assert told == [
-        f"upstream {first}: it is refused (401, 403): is its API key still good?",
-        f"upstream {first} works again",
-    ]
-    assert rig.metrics.value("relay_upstream_alarms_total", "auth") == 1
-    assert ACCOUNT not in " ".join(told) and "key-" not in " ".join(told)

@@ -65,7 +65,7 @@ async def test_a_cap_holds_for_one_gateway_without_redis() -> None:
     rig = Rig({"a": {"in_flight_max": 2}})
     credential = rig.named("a")
     assert [await rig.pool.enter(credential, f"req_{number}") for number in range(2)] == [True, True]
-    assert rig.pool.choose(ACCOUNT) is None
+    assert rig.pool.choose(ACCOUNT) is None and not await rig.pool.enter(credential, "req_2")
     rig.pool.leave(credential, "req_0")
     assert rig.pool.choose(ACCOUNT) is credential
 
@@ -126,7 +126,7 @@ async def test_open_breakers_are_counted() -> None:
     assert rig.metrics.value("relay_upstream_open_breakers") == 0
 
 
-@pytest.mark.parametrize("kind", ["auth", "rate", "server"])
+@pytest.mark.parametrize("kind", ["auth", "hold", "spend", "rate"])
 async def test_a_success_that_was_sent_before_changes_nothing(kind: Any) -> None:
     rig = Rig(["a"])
     for _ in range(5):
@@ -135,19 +135,37 @@ async def test_a_success_that_was_sent_before_changes_nothing(kind: Any) -> None
     assert rig.state("a") == "open"
 
 
-async def test_seconds_until_one_is_back() -> None:
+async def test_seconds_until_one_is_back_and_until_one_may_be_asked() -> None:
     rig = Rig(["a", "b"])
-    assert rig.pool.back_in_s(ACCOUNT) == 0
-    rig.pool.failed(rig.named("a"), "auth")
-    rig.pool.failed(rig.named("b"), "rate", retry_after_s=12)
+    a, b = rig.named("a"), rig.named("b")
+    assert rig.pool.back_in_s(ACCOUNT) == rig.pool.wait_s(ACCOUNT) == 0
+    rig.pool.failed(a, "auth")
+    rig.pool.failed(b, "rate", retry_after_s=12)
     assert rig.pool.back_in_s(ACCOUNT) == pytest.approx(12, abs=0.1)
-    assert rig.pool.back_in_s(ACCOUNT, {rig.named("b")}) == pytest.approx(30, abs=0.1)
-    assert rig.pool.back_in_s(ACCOUNT, lasting=False) is None
-    assert rig.pool.back_in_s(ACCOUNT, {rig.named("a"), rig.named("b")}) is None
+    assert rig.pool.wait_s(ACCOUNT) is None
     rig.pass_time(13)
-    assert rig.pool.back_in_s(ACCOUNT, lasting=False) == 0
-    assert await rig.pool.enter(rig.named("b"), "req_1")
-    assert rig.pool.back_in_s(ACCOUNT, lasting=False) == 1.0  # somebody tries it
+    assert (rig.pool.back_in_s(ACCOUNT), rig.pool.wait_s(ACCOUNT), rig.pool.wait_s(ACCOUNT, {b})) == (0, 0, None)
+    assert await rig.pool.enter(b, "req_1")
+    assert (rig.pool.wait_s(ACCOUNT), rig.pool.choose(ACCOUNT)) == (1.0, None)  # somebody tries it
+    assert Rig({"c": {"account_id": "acct_other"}}).pool.back_in_s(ACCOUNT) is None
+
+
+async def test_what_is_out_for_failures_only_is_the_last_resort() -> None:
+    rig = Rig(["a", "b"])
+    for _ in range(5):
+        rig.pool.failed(rig.named("a"), "server")
+    rig.pool.failed(rig.named("b"), "auth")
+    assert rig.pool.choose(ACCOUNT) is None
+    assert rig.pool.last_resort(ACCOUNT) is rig.named("a")
+    assert rig.pool.last_resort(ACCOUNT, {rig.named("a")}) is None
+    unreachable = Rig(["a", "b"])
+    for name, kind in {"a": "connect", "b": "server"}.items():
+        for _ in range(5):
+            unreachable.pool.failed(unreachable.named(name), kind)  # type: ignore[arg-type]
+    assert unreachable.pool.last_resort(ACCOUNT) is unreachable.named("b")
+    assert await rig.pool.enter(rig.named("a"), "req_1", anyway=True)
+    rig.pool.succeeded(rig.named("a"))
+    assert (rig.state("a"), rig.state("b")) == ("closed", "open")
 
 
 async def test_the_accounts_it_remembers_are_bounded() -> None:
