@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 
 import httpx2
 from nats.aio.client import Client
@@ -62,25 +63,6 @@ def create_app(
         sealer=Sealer(config.secrets_key),
     )
 
-    @contextlib.asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        connecting = spawn(streams.connect(config.nats_url, name="relay-gateway", client=broker), name="nats-connect")
-        with contextlib.suppress(StoreUnavailable):  # it is tried again every second
-            await pool.refresh()
-        running = [spawn(keeper.run(), name="keep-leases"), spawn(pool.run(), name="follow-upstreams")]
-        try:
-            yield
-        finally:
-            await publisher.flush(config.shutdown_seconds)
-            for task in (connecting, *running):
-                task.cancel()
-            await asyncio.wait([connecting, *running])
-            await keeper.close()
-            await streams.close(broker)
-            await pool.aclose()
-            await scripts.drain()
-            await redis.aclose()
-
     services = Services(
         pool=pool,
         keeper=keeper,
@@ -90,6 +72,7 @@ def create_app(
         config=config,
         price_book_version=book.version,
     )
+    lifespan = _lifespan(services, broker, redis, scripts)
     directory = Directory(redis, Balances(redis, scripts), upstreams)
     return Proxy(
         local=Starlette(routes=_local_routes(redis, broker, metrics), lifespan=lifespan),
@@ -102,6 +85,33 @@ def create_app(
         body_bytes_max=config.body_bytes_max,
         trusted_proxies=trusted_proxies,
     )
+
+
+def _lifespan(
+    services: Services, broker: Client, redis: Redis, scripts: Scripts
+) -> Callable[[Starlette], AbstractAsyncContextManager[None]]:
+    config, pool, keeper = services.config, services.pool, services.keeper
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        connecting = spawn(streams.connect(config.nats_url, name="relay-gateway", client=broker), name="nats-connect")
+        with contextlib.suppress(StoreUnavailable):  # it is tried again every second
+            await pool.refresh()
+        running = [spawn(keeper.run(), name="keep-leases"), spawn(pool.run(), name="follow-upstreams")]
+        try:
+            yield
+        finally:
+            await services.publisher.flush(config.shutdown_seconds)
+            for task in (connecting, *running):
+                task.cancel()
+            await asyncio.wait([connecting, *running])
+            await keeper.close()
+            await streams.close(broker)
+            await pool.aclose()
+            await scripts.drain()
+            await redis.aclose()
+
+    return lifespan
 
 
 def _trusted_proxies(config: GatewayConfig) -> callers.Networks:

@@ -253,6 +253,7 @@ class Relay:
             "RELAY_UPSTREAM_URL": upstream_url,
             "RELAY_UPSTREAM_API_KEY": UPSTREAM_KEY,
             "RELAY_UPSTREAM_RETRY_SECONDS": "0.02",
+            "RELAY_UPSTREAM_RETRY_AFTER_SECONDS_MAX": "0.1",
             **settings,
         }
         service = Service(
@@ -300,6 +301,7 @@ def running_relay(stores: dict[str, str], logs: Path, **settings: str) -> Iterat
         "RELAY_UPSTREAM_URL": f"http://127.0.0.1:{ports['simulator']}",
         "RELAY_UPSTREAM_API_KEY": UPSTREAM_KEY,
         "RELAY_UPSTREAM_RETRY_SECONDS": "0.02",
+        "RELAY_UPSTREAM_RETRY_AFTER_SECONDS_MAX": "0.1",
         **settings,
     }
     simulator = ("libs.localstack.simulator", "--port", str(ports["simulator"]), "--api-key", UPSTREAM_KEY)

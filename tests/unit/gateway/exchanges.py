@@ -147,6 +147,18 @@ class Keeper:
         self.told.append(("finish", (input_tokens, output_tokens, cost_nanos)))
 
 
+REQUEST = Request(
+    id="req_019aa0000000700080000000000000ff",
+    principal=Principal("acct_1", "key_1"),
+    address="0" * 32,
+    ask=peek(BODY),
+    models=("claude-sonnet-4-6",),
+    path="/v1/messages",
+    client="curl",
+    bytes_in=len(BODY),
+)
+
+
 class Bench:
     """One exchange between a caller and a scripted upstream."""
 
@@ -181,21 +193,11 @@ class Bench:
             config=config,
             price_book_version="2026-11-22",
         )
-        self.request = Request(
-            id="req_019aa0000000700080000000000000ff",
-            principal=Principal("acct_1", "key_1"),
-            address="0" * 32,
-            ask=peek(BODY),
-            models=("claude-sonnet-4-6",),
-            path="/v1/messages",
-            client="curl",
-            bytes_in=len(BODY),
-        )
         self.exchange = Exchange(
             services,
-            request=self.request,
+            request=REQUEST,
             granted=Granted(
-                lease=Lease("acct_1", "key_1", "memb_1", self.request.id),
+                lease=Lease("acct_1", "key_1", "memb_1", REQUEST.id),
                 multiplier_ppm=1_000_000,
                 on_disconnect=on_disconnect,
                 hold_nanos=1,

@@ -7,7 +7,7 @@ import httpx2
 import pytest
 
 from libs.common import runtime
-from tests.unit.gateway.exchanges import BODY, DELTA, JSON, SSE, START, STOP, TEXT, Bench, Script, answer
+from tests.unit.gateway.exchanges import BODY, DELTA, JSON, REQUEST, SSE, START, STOP, TEXT, Bench, Script, answer
 
 MESSAGE = (
     b'{"model":"claude-sonnet-4-6","content":[{"type":"text","text":"hi"}],"stop_reason":"end_turn",'
@@ -15,6 +15,8 @@ MESSAGE = (
 )
 OPERATORS = b'{"type":"error","error":{"type":"rate_limit_error","message":"organization 7f3c"}}'
 CALLERS = b'{"type":"error","error":{"type":"invalid_request_error","message":"max_tokens: too large"}}  '
+
+ESTIMATE = REQUEST.ask.input_estimated_tokens
 
 pytestmark = pytest.mark.anyio
 
@@ -177,7 +179,7 @@ async def test_who_leaves_before_the_answer_and_cancels_pays_the_estimated_input
     await asyncio.wait_for(running, 5)
     event = await bench.recorded()
     assert (event.outcome, event.status) == ("estimated", 0)
-    assert event.usage == {"input_tokens": len(BODY) * 2 // 7, "output_tokens": 0}
+    assert event.usage == {"input_tokens": ESTIMATE, "output_tokens": 0}
     assert bench.caller.messages == []
 
 
@@ -273,7 +275,7 @@ async def test_a_json_answer_that_was_all_but_received_is_not_for_nothing() -> N
     received = -(-(len(MESSAGE) - 3) // 4)
     assert (event.outcome, event.usage) == (
         "estimated",
-        {"input_tokens": len(BODY) * 2 // 7, "output_tokens": received},
+        {"input_tokens": ESTIMATE, "output_tokens": received},
     )
 
 
@@ -292,3 +294,56 @@ async def test_a_request_that_was_sent_takes_no_memory_any_more() -> None:
     gate.set()
     await running
     assert (await bench.recorded()).bytes_in == len(BODY)
+
+
+async def test_the_lease_is_corrected_and_finished_with_what_was_used() -> None:
+    bench = Bench(answer(headers=SSE, body=Script(START, TEXT, DELTA + STOP)))
+    await bench.run()
+    cost = 11 * 3_000 + 40 * 15_000
+    assert bench.keeper.told == [("correct", 11), ("finish", (11, 40, cost))]
+    assert (b"anthropic-ratelimit-requests-remaining", b"999") in bench.caller.messages[0]["headers"]
+
+
+async def test_a_drained_request_gives_its_slot_back() -> None:
+    gate = asyncio.Event()
+    bench = Bench(answer(headers=SSE, body=Script(START, gate, DELTA + STOP)))
+    running = bench.start()
+    await bench.caller.until(bodies=1)
+    bench.caller.left.set()
+    await asyncio.sleep(0.01)
+    gate.set()
+    await running
+    assert [name for name, _ in bench.keeper.told] == ["correct", "drain", "finish"]
+
+
+async def test_what_nobody_can_price_keeps_its_hold() -> None:
+    odd = MESSAGE.replace(b'"claude-sonnet-4-6"', b'"claude-unheard-of"')
+    bench = Bench(answer(body=Script(odd)))
+    await bench.run()
+    assert bench.keeper.told == [("finish", (11, 40, None))]
+
+
+async def test_an_error_is_tried_again_before_anything_is_shown() -> None:
+    calls = 0
+
+    async def failing_twice(request: httpx2.Request) -> httpx2.Response:
+        nonlocal calls
+        calls += 1
+        body, status = (Script(MESSAGE), 200) if calls == 3 else (Script(b"{}"), 529)
+        return await answer(status, body=body)(request)
+
+    bench = Bench(failing_twice, retries_max=3)
+    event = await bench.run()
+    assert (bench.caller.status, bench.caller.body, event.outcome) == (200, MESSAGE, "measured")
+    assert [one.status for one in event.tries] == [529, 529, 200]
+
+
+async def test_who_leaves_while_it_waits_to_try_again_stops_it() -> None:
+    bench = Bench(answer(529, {**JSON, "retry-after": "5"}, body=Script(b"{}")), retries_max=3)
+    running = bench.start()
+    await asyncio.sleep(0.05)
+    bench.caller.left.set()
+    async with asyncio.timeout(1):
+        await running
+    event = await bench.recorded()
+    assert (event.outcome, len(event.tries), bench.caller.messages) == ("free", 1, [])
