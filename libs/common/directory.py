@@ -6,15 +6,16 @@ from redis.exceptions import RedisError
 from libs.common import addresses, limits, rediskeys, zones
 from libs.common.balances import Balances, CreditResult
 from libs.common.events import Account, ApiKey, ControlChanged, Credit, Member, UpstreamCredential
-from libs.common.scripts import StoreUnavailable
+from libs.common.scripts import Scripts, StoreUnavailable
 from libs.common.upstreams import Upstreams
 
 
 class Directory:
     """Applies control events and finds keys. Applying an event twice, or an old one late, changes nothing."""
 
-    def __init__(self, redis: Redis, balances: Balances, upstreams: Upstreams) -> None:
+    def __init__(self, redis: Redis, balances: Balances, upstreams: Upstreams, scripts: Scripts | None = None) -> None:
         self._redis = redis
+        self._scripts = scripts or Scripts(redis)
         self._balances = balances
         self._upstreams = upstreams
 
@@ -39,13 +40,11 @@ class Directory:
 
     async def find_key(self, sha256: str) -> tuple[str, str] | None:
         """(account id, key id) of a key we issued; None if we did not. Never changes. Raises StoreUnavailable."""
-        try:
-            value = await self._redis.get(rediskeys.key_hash(sha256))
-        except (RedisError, OSError) as error:
-            raise StoreUnavailable(str(error)) from error
+        # a script, because scripts share connections: five hundred callers with a key that is new here are one pipeline
+        value = await self._scripts.call("find_key", 1, rediskeys.key_hash(sha256))
         if value is None:
             return None
-        account_id, _, key_id = _text(value).partition(" ")
+        account_id, _, key_id = value.decode().partition(" ")
         return account_id, key_id
 
     async def _put_account(self, account: Account, version: int) -> bool:
@@ -71,7 +70,3 @@ class Directory:
         except (RedisError, OSError) as error:
             raise StoreUnavailable(str(error)) from error
         return applied
-
-
-def _text(value: bytes | str) -> str:
-    return value if isinstance(value, str) else value.decode()

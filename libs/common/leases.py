@@ -219,11 +219,9 @@ class Leases:
         index = rediskeys.lease_index(partition)
         entries = await self._scripts.call("reap", 1, index, str(grace_ms), str(count), str(_CLAIM_MS))
         found = [tuple(entry.decode().split(" ")) for entry in entries]
-        read = await asyncio.gather(*(self._read(account_id, request_id) for account_id, request_id in found))
-        expired = [one for one in read if one is not None]
-        stale = [names for names, one in zip(found, read, strict=True) if one is None]
-        await asyncio.gather(*(self._forget(index, account_id, request_id) for account_id, request_id in stale))
-        return expired
+        read = await self._read(found)
+        await self._forget(index, [names for names, lease in zip(found, read, strict=True) if lease is None])
+        return [lease for lease in read if lease is not None]
 
     async def throttle(self, group: str, *, per_minute: int) -> int:
         """Count one attempt of an address with a key that does not exist; 0, or milliseconds until it may try again."""
@@ -246,32 +244,44 @@ class Leases:
             "1" if void else "0",
         )
 
-    async def _read(self, account_id: str, request_id: str) -> Expired | None:
+    async def _read(self, names: Sequence[tuple[str, ...]]) -> list[Expired | None]:
         """None for what was given up, or settled meanwhile."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for account_id, request_id in names:
+            pipeline.hmget(rediskeys.leases(account_id), [request_id, f"{request_id}:memo"])
         try:
-            names = [request_id, f"{request_id}:memo"]
-            fields: list[Any] = await self._redis.hmget(rediskeys.leases(account_id), names)
+            replies: list[Any] = await pipeline.execute() if names else []
         except (RedisError, OSError) as error:
             raise StoreUnavailable(str(error)) from error
-        text, memo = fields
-        state, hold, multiplier, _, member_id = text.decode().split(" ") if text else _NO_LEASE
-        if state not in ("o", "f"):
-            return None
-        return Expired(
-            account_id=account_id,
-            member_id=member_id.strip("-"),
-            request_id=request_id,
-            hold_nanos=int(hold),
-            multiplier_ppm=int(multiplier),
-            memo=memo or b"",
-        )
+        return [
+            _expired(account_id, request_id, *fields)
+            for (account_id, request_id), fields in zip(names, replies, strict=True)
+        ]
 
-    async def _forget(self, index: str, account_id: str, request_id: str) -> None:
+    async def _forget(self, index: str, names: Sequence[tuple[str, ...]]) -> None:
+        pipeline = self._redis.pipeline(transaction=False)
+        for account_id, request_id in names:
+            pipeline.hdel(rediskeys.leases(account_id), request_id)
+            pipeline.zrem(index, f"{account_id} {request_id}")
         try:
-            await self._redis.hdel(rediskeys.leases(account_id), request_id)
-            await self._redis.zrem(index, f"{account_id} {request_id}")
+            if names:
+                await pipeline.execute()
         except (RedisError, OSError) as error:
             raise StoreUnavailable(str(error)) from error
+
+
+def _expired(account_id: str, request_id: str, text: bytes | None, memo: bytes | None) -> Expired | None:
+    state, hold, multiplier, _, member_id = text.decode().split(" ") if text else _NO_LEASE
+    if state not in ("o", "f"):
+        return None
+    return Expired(
+        account_id=account_id,
+        member_id=member_id.strip("-"),
+        request_id=request_id,
+        hold_nanos=int(hold),
+        multiplier_ppm=int(multiplier),
+        memo=memo or b"",
+    )
 
 
 def _entry(lease: Lease) -> str:

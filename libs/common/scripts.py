@@ -5,6 +5,7 @@ meaning call this one: balances.py, leases.py, upstreams.py.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import re
@@ -21,6 +22,7 @@ _log: Final = logging.getLogger("relay.scripts")
 Script = Literal[
     "settle",
     "credit",
+    "find_key",
     "put_entity",
     "remember",
     "admit",
@@ -45,7 +47,6 @@ _PIPELINES_MAX: Final = 8
 """Under way at once. While Redis is slow, calls gather for the next one instead of taking every connection of the pool."""
 
 _DRAIN_S: Final = 1.0
-_DRAIN_LOOK_S: Final = 0.005
 
 
 class StoreUnavailable(Exception):
@@ -71,7 +72,8 @@ class Scripts:
         self._sources: dict[Script, tuple[str, bytes]] = {}
         """SHA-1 and text."""
         self._waiting: list[_Call] = []
-        self._pipelines = 0
+        self._under_way: set[asyncio.Task[None]] = set()
+        """A task for each pipeline."""
 
     def call(self, script: Script, keys: int, *arguments: str | bytes) -> "asyncio.Future[Any]":
         """The reply of a script to `arguments`, the first `keys` of which are KEYS. Raises StoreUnavailable, StoreRefused.
@@ -88,15 +90,21 @@ class Scripts:
 
     async def drain(self) -> None:
         """Until every call that was made is answered, or a second has passed: before the connections are closed."""
-        deadline = asyncio.get_running_loop().time() + _DRAIN_S
-        while (self._pipelines or self._waiting) and asyncio.get_running_loop().time() < deadline:
-            await asyncio.sleep(_DRAIN_LOOK_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN_S):
+                while self._under_way:
+                    await asyncio.wait(self._under_way)
 
     def _flush_soon(self) -> None:
-        while self._waiting and self._pipelines < _PIPELINES_MAX:
+        while self._waiting and len(self._under_way) < _PIPELINES_MAX:
             calls, self._waiting = self._waiting[:_CALLS_MAX], self._waiting[_CALLS_MAX:]
-            self._pipelines += 1
-            spawn(self._flush(calls), name="scripts-flush")
+            task = spawn(self._flush(calls), name="scripts-flush")
+            self._under_way.add(task)
+            task.add_done_callback(self._flushed)
+
+    def _flushed(self, task: "asyncio.Task[None]") -> None:
+        self._under_way.discard(task)
+        self._flush_soon()
 
     async def _flush(self, calls: list[_Call]) -> None:
         """A task of its own: a caller who leaves takes nobody's call with him. However it ends, every call is answered."""
@@ -108,8 +116,6 @@ class Scripts:
             self._waiting = []
         finally:
             self._fail(calls, "the call was given up")
-            self._pipelines -= 1
-            self._flush_soon()
 
     async def _run(self, calls: list[_Call]) -> list[Any]:
         replies = await self._execute(calls)

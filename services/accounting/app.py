@@ -51,7 +51,7 @@ async def _consumers(
     metrics: Metrics,
 ) -> list[Consumer]:
     balances = Balances(redis, scripts)
-    control = ControlBatch(ledger, Directory(redis, balances, Upstreams(redis, scripts)))
+    control = ControlBatch(ledger, Directory(redis, balances, Upstreams(redis, scripts), scripts))
     handlers: list[tuple[str, str, Handler]] = [
         (subjects.STREAM_USAGE, "usage.>", UsageHandler(ledger, balances, metrics)),
         (subjects.STREAM_CONTROL, "control.>", ControlHandler(control, metrics)),

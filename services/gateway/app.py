@@ -73,7 +73,7 @@ def create_app(
         price_book_version=book.version,
     )
     lifespan = _lifespan(services, broker, redis, scripts)
-    directory = Directory(redis, Balances(redis, scripts), upstreams)
+    directory = Directory(redis, Balances(redis, scripts), upstreams, scripts)
     return Proxy(
         local=Starlette(routes=_local_routes(redis, broker, metrics), lifespan=lifespan),
         gate=Gate(directory, leases, keeper, book, unknown_keys_per_minute=config.unknown_keys_per_minute),

@@ -4,6 +4,7 @@ import json
 import threading
 from typing import Any, Final
 
+from services.gateway.peek import peek
 from tests.e2e.bodies import JSON, MODEL, SSE, event
 from tests.e2e.relay import Gateway, Relay
 from tests.e2e.wire import WAIT_S, Caller, Received, Wire, head_bytes
@@ -89,5 +90,5 @@ def billed(relay: Relay, account: str, outcome: str, usage: dict[str, int], **co
 
 
 def input_estimate(*, stream: bool, output_tokens: int = 0) -> dict[str, int]:
-    """DESIGN.md, decisions: 3.5 bytes of text a token. PER_BYTE: and one for each four bytes of the answer (ADR 2)."""
-    return {"input_tokens": int(len(request_body(stream=stream)) / 3.5), "output_tokens": output_tokens}
+    """The estimated input. PER_BYTE: and one token for each four bytes of the answer (ADR 2)."""
+    return {"input_tokens": peek(request_body(stream=stream)).input_estimated_tokens, "output_tokens": output_tokens}
