@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check format bench-smoke test-clients lock clean
+.PHONY: help setup run test test-cluster check format bench-smoke test-clients lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -26,6 +26,9 @@ run: setup  ## the whole relay on this machine, with a demo account
 
 test: setup  ## every test
 	$(BIN)/python -m pytest
+
+test-cluster: setup  ## the tests of admission and the upstream pool again, on a Redis Cluster of three nodes
+	RELAY_TEST_REDIS=cluster $(BIN)/python -m pytest -m redis_suite
 
 check: setup  ## lint, format, types, import rules: seconds
 	$(BIN)/ruff check .

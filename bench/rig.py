@@ -185,6 +185,7 @@ def _relay_config(home: Path, upstream_url: str) -> LocalConfig:
         upstream_url=upstream_url,
         admin_token="",
         upstream_api_key="sk-ant-bench",
+        secrets_key="",
         environment={name: value for name, value in os.environ.items() if not name.startswith(ours)},
     )
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from libs.localstack.stores import Stores
+from libs.localstack.stores import Stores, cluster_ports, start_redis_cluster
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,26 @@ def start_stores(directory: Path) -> Iterator[TestStores]:
     local = Stores(directory, directory / "logs")
     local.start()
     try:
-        yield TestStores(local.nats_url, local.redis_url, local.clickhouse_url)
+        with _redis(directory, local.redis_url) as redis_url:
+            yield TestStores(local.nats_url, redis_url, local.clickhouse_url)
     finally:
         local.stop()
+
+
+@contextlib.contextmanager
+def _redis(directory: Path, local_url: str) -> Iterator[str]:
+    """RELAY_TEST_REDIS: empty for the one that runs anyway, `cluster` for three nodes, or the URL of another server."""
+    wanted = os.environ.get("RELAY_TEST_REDIS", "")
+    if wanted != "cluster":
+        yield wanted or local_url
+        return
+    ports = cluster_ports(3)
+    nodes = start_redis_cluster(directory / "redis-cluster", directory / "logs", ports=ports)
+    try:
+        yield "redis-cluster://" + ",".join(f"127.0.0.1:{port}" for port in ports)
+    finally:
+        for node in nodes:
+            node.stop()
 
 
 @contextlib.contextmanager

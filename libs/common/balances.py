@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from libs.common import ids, money, rediskeys
+from libs.common.redisclient import RedisClient
 from libs.common.scripts import Scripts, StoreUnavailable
 
 
@@ -39,7 +39,7 @@ CreditResult = Literal["APPLIED", "DUPLICATE", "MISSING", "OVER"]
 class Balances:
     """See the module's docstring."""
 
-    def __init__(self, redis: Redis, scripts: Scripts | None = None) -> None:
+    def __init__(self, redis: RedisClient, scripts: Scripts | None = None) -> None:
         self._redis = redis
         self._scripts = scripts or Scripts(redis)
 

@@ -1,11 +1,11 @@
 """Accounts, members, keys and upstream credentials as Redis holds them: written from CONTROL by admin and accounting."""
 
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from libs.common import addresses, limits, rediskeys, zones
 from libs.common.balances import Balances, CreditResult
 from libs.common.events import Account, ApiKey, ControlChanged, Credit, Member, UpstreamCredential
+from libs.common.redisclient import RedisClient
 from libs.common.scripts import Scripts, StoreUnavailable
 from libs.common.upstreams import Upstreams
 
@@ -13,7 +13,9 @@ from libs.common.upstreams import Upstreams
 class Directory:
     """Applies control events and finds keys. Applying an event twice, or an old one late, changes nothing."""
 
-    def __init__(self, redis: Redis, balances: Balances, upstreams: Upstreams, scripts: Scripts | None = None) -> None:
+    def __init__(
+        self, redis: RedisClient, balances: Balances, upstreams: Upstreams, scripts: Scripts | None = None
+    ) -> None:
         self._redis = redis
         self._scripts = scripts or Scripts(redis)
         self._balances = balances

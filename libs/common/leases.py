@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from typing import Any, Final, Literal
 
 import msgspec
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from libs.common import ids, rediskeys
 from libs.common.limits import Scope
+from libs.common.redisclient import RedisClient
 from libs.common.scripts import Scripts, StoreUnavailable
 
 _MEMBER_TRIES: Final = 3
@@ -129,7 +129,7 @@ class Expired(msgspec.Struct, frozen=True, kw_only=True):
 class Leases:
     """See the module's docstring. All calls may be repeated; each raises StoreUnavailable when Redis does not answer."""
 
-    def __init__(self, redis: Redis, scripts: Scripts | None = None, *, lease_ms: int = 60_000) -> None:
+    def __init__(self, redis: RedisClient, scripts: Scripts | None = None, *, lease_ms: int = 60_000) -> None:
         self._redis = redis
         self._scripts = scripts or Scripts(redis)
         self._lease_ms = str(lease_ms)

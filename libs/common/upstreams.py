@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import Final, Literal
 
 import msgspec
-from redis.asyncio import Redis
 
 from libs.common.events import UpstreamCredential
+from libs.common.redisclient import RedisClient
 from libs.common.scripts import Scripts
 
 Kind = Literal["auth", "hold", "spend", "rate", "server", "connect"]
@@ -157,7 +157,7 @@ def rate_ms(retry_after_s: float | None) -> int:
 class Upstreams:
     """See the module's docstring. Each call raises StoreUnavailable when Redis does not answer."""
 
-    def __init__(self, redis: Redis, scripts: Scripts | None = None) -> None:
+    def __init__(self, redis: RedisClient, scripts: Scripts | None = None) -> None:
         self._scripts = scripts or Scripts(redis)
 
     async def put(self, credential: UpstreamCredential, version: int) -> bool:

@@ -4,14 +4,19 @@ import json
 import shutil
 import sys
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
+
+from redis import Redis
 
 from libs.localstack.process import Process, free_port, http_answers, port_answers
 
 _START_S: Final = 30
 _DATABASE: Final = "relay"
+_SLOTS: Final = 16_384
+_BUS_OFFSET: Final = 10_000
+_PORT_MAX: Final = 65_535
 
 
 def start_nats(directory: Path, logs: Path, *, port: int, environment: Mapping[str, str] | None = None) -> Process:
@@ -48,6 +53,72 @@ def start_redis(directory: Path, logs: Path, *, port: int, environment: Mapping[
         command += [f"--{name}", value]
     process = Process.start("redis", command, log=logs / "redis.log", environment=environment)
     return process.wait_until(port_answers(port), seconds=_START_S)
+
+
+def cluster_ports(count: int) -> list[int]:
+    """Free ports whose bus ports, 10,000 above them, exist and are free too."""
+    ports: set[int] = set()
+    while len(ports) < count:
+        port = free_port()
+        if port + _BUS_OFFSET <= _PORT_MAX and not port_answers(port + _BUS_OFFSET)():
+            ports.add(port)
+    return sorted(ports)
+
+
+def start_redis_cluster(
+    directory: Path, logs: Path, *, ports: Sequence[int], environment: Mapping[str, str] | None = None
+) -> list[Process]:
+    """A Redis Cluster: as many masters as ports, without replicas. Returns when all of them know of all slots."""
+    processes = []
+    for number, port in enumerate(ports):
+        home = directory / f"node-{number}"
+        home.mkdir(parents=True, exist_ok=True)
+        options = {
+            "bind": "127.0.0.1",
+            "port": str(port),
+            "dir": str(home),
+            "appendonly": "yes",
+            "appendfsync": "everysec",
+            "maxmemory-policy": "noeviction",
+            "save": "",
+            "cluster-enabled": "yes",
+            "cluster-config-file": "nodes.conf",
+            "cluster-node-timeout": "2000",
+            "cluster-require-full-coverage": "no",
+        }
+        command = [_redis_server(), *(word for name, value in options.items() for word in (f"--{name}", value))]
+        process = Process.start(f"redis-{number}", command, log=logs / f"redis-{number}.log", environment=environment)
+        processes.append(process.wait_until(port_answers(port), seconds=_START_S))
+    nodes = [Redis(port=port, protocol=2) for port in ports]
+    try:
+        _join(nodes, ports)
+        for process, node in zip(processes, nodes, strict=True):
+            process.wait_until(lambda node=node: _knows_all(node), seconds=_START_S)  # type: ignore[misc]
+    finally:
+        for node in nodes:
+            node.close()
+    return processes
+
+
+def _join(nodes: Sequence[Redis], ports: Sequence[int]) -> None:
+    """Give each its share of the slots and make them known to the first; they tell each other the rest."""
+    share = -(-_SLOTS // len(nodes))
+    for number, node in enumerate(nodes):
+        if int(_info(node)["cluster_slots_assigned"]) == 0:
+            node.execute_command("CLUSTER", "ADDSLOTS", *range(number * share, min((number + 1) * share, _SLOTS)))
+        if number:
+            nodes[0].execute_command("CLUSTER", "MEET", "127.0.0.1", ports[number])
+
+
+def _knows_all(node: Redis) -> bool:
+    info = _info(node)
+    return info["cluster_state"] == "ok" and int(info["cluster_slots_ok"]) == _SLOTS
+
+
+def _info(node: Redis) -> dict[str, str]:
+    text: bytes = node.execute_command("CLUSTER", "INFO")
+    lines = text if isinstance(text, str) else text.decode()
+    return dict(line.split(":", 1) for line in lines.split() if ":" in line)
 
 
 def start_clickhouse(

@@ -5,7 +5,6 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from nats.js.client import JetStreamContext
-from redis.asyncio import Redis
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -18,6 +17,7 @@ from libs.common.config import AccountingConfig
 from libs.common.directory import Directory
 from libs.common.leases import Leases
 from libs.common.metrics import Metrics
+from libs.common.redisclient import RedisClient
 from libs.common.runtime import spawn
 from libs.common.scripts import Scripts
 from libs.common.upstreams import Upstreams
@@ -46,7 +46,7 @@ async def _consumers(
     config: AccountingConfig,
     jetstream: JetStreamContext,
     ledger: Ledger,
-    redis: Redis,
+    redis: RedisClient,
     scripts: Scripts,
     metrics: Metrics,
 ) -> list[Consumer]:

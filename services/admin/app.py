@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final
 
 from nats.aio.client import Client
-from redis.asyncio import Redis
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -19,6 +18,7 @@ from libs.common import redisclient, streams
 from libs.common.balances import Balances
 from libs.common.config import AdminConfig, ConfigError
 from libs.common.directory import Directory
+from libs.common.redisclient import RedisClient
 from libs.common.runtime import spawn
 from libs.common.scripts import Scripts
 from libs.common.sealing import Sealer
@@ -93,7 +93,7 @@ def create_app(config: AdminConfig) -> Starlette:
     return app
 
 
-def _context(config: AdminConfig, broker: Client, redis: Redis) -> Context:
+def _context(config: AdminConfig, broker: Client, redis: RedisClient) -> Context:
     try:
         sealer = Sealer(config.secrets_key)
     except ValueError as error:

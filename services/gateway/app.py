@@ -7,7 +7,6 @@ from contextlib import AbstractAsyncContextManager
 
 import httpx2
 from nats.aio.client import Client
-from redis.asyncio import Redis
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -21,6 +20,7 @@ from libs.common.config import ConfigError, GatewayConfig
 from libs.common.directory import Directory
 from libs.common.leases import Leases
 from libs.common.metrics import Metrics
+from libs.common.redisclient import RedisClient
 from libs.common.runtime import spawn
 from libs.common.scripts import Scripts, StoreUnavailable
 from libs.common.sealing import Sealer
@@ -88,7 +88,7 @@ def create_app(
 
 
 def _lifespan(
-    services: Services, broker: Client, redis: Redis, scripts: Scripts
+    services: Services, broker: Client, redis: RedisClient, scripts: Scripts
 ) -> Callable[[Starlette], AbstractAsyncContextManager[None]]:
     config, pool, keeper = services.config, services.pool, services.keeper
 
@@ -121,7 +121,7 @@ def _trusted_proxies(config: GatewayConfig) -> callers.Networks:
         raise ConfigError(f"RELAY_TRUSTED_PROXIES cannot be read: {error} (docs/configuration.md)") from None
 
 
-def _local_routes(redis: Redis, broker: Client, metrics: Metrics) -> list[Route]:
+def _local_routes(redis: RedisClient, broker: Client, metrics: Metrics) -> list[Route]:
     async def ready(_: Request) -> Response:
         """Redis is needed to admit. NATS is not: events wait for it."""
         redis_up = await redisclient.answers(redis)

@@ -130,13 +130,14 @@ async def test_a_request_holds_money_and_a_slot_and_gives_both_back(rig: Rig) ->
     answer = await task
     assert answer.body == b"".join(STREAM)
     await asyncio.sleep(0.1)
-    (finished,) = (await rig.leases(account)).values()
     cost = 1000 * 3000 + 500 * 3750 + 90000 * 300 + 70 * 15000
-    assert finished[:2] == ["f", str(cost)]
-    assert (await rig.account(account))["held"] == str(cost)
+    for finished in (await rig.leases(account)).values():  # unless a worker that listens on this log was as fast
+        assert finished[:2] == ["f", str(cost)]
+        assert (await rig.account(account))["held"] == str(cost)
     assert await rig.in_flight(account.id, account) == await rig.in_flight(key.id, account) == 0
     await rig.balances.settle(Settlement(account.id, request_id, 3, cost, key.id))
-    assert (await rig.account(account))["held"] == "0"
+    fields = await rig.account(account)
+    assert (fields["held"], fields["spent"], fields["balance"]) == ("0", str(cost), str(10**10 - cost))
     assert await rig.leases(account) == {}
 
 

@@ -3,7 +3,8 @@
 -- KEYS  1 account   2 key   3 member       (one partition, so one slot)
 -- ARGV  1 member id the caller reckons with, or ''   2 address, 32 hex digits   3 models, 'a,b'
 -- Reply {'OK', models the key may use (',a,b,'), limit, remaining, reset in seconds}
---       {'REJECTED', reason, scope, detail, limit, value, needed, wait in microseconds, reset in seconds, 0, limit, remaining, reset}
+--       {'REJECTED', reason, scope, detail, limit, value, needed, wait in microseconds, reset in seconds, 0}, and where it is the
+--       bucket that says no, limit, remaining, reset in seconds
 --       {'MEMBER', member id}    the key belongs to another member than reckoned with: ask again
 -- Example: EVALSHA <sha> 3 {p07}account:acct_1 {p07}key:key_1 {p07}member: '' 00000000000000000000ffff7f000001 ''
 --   →  {'OK', '', 1000, 999, 1764000001}
@@ -15,7 +16,7 @@ if key[1] and (key[5] or '') ~= member_id then return {'MEMBER', key[5] or ''} e
 local account = redis.call('HMGET', KEYS[1], 'status', 'limits', 'buckets')
 local member = member_id ~= '' and redis.call('HMGET', KEYS[3], 'status', 'limits', 'buckets')
 local reason, scope, detail = caller_trouble(key, member_id, member and member[1], account[1], ARGV[2], ARGV[3], now)
-if reason then return {'REJECTED', reason, scope, detail, 0, 0, 0, 0, 0, 0, 0, 0, 0} end
+if reason then return {'REJECTED', reason, scope, detail, 0, 0, 0, 0, 0, 0} end
 
 local scopes = {{name = 'account', hash = KEYS[1], limits = read_limits(account[2]), full = read_buckets(account[3])}}
 if member then
