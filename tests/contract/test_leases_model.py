@@ -301,7 +301,7 @@ def replayed(before: list[Any], account: told.Account) -> bool:
     return bool(before) and account.balance < account.held
 
 
-two, six = st.integers(0, 1), st.integers(0, 5)
+two, six = st.sampled_from([0, 0, 0, 1]), st.integers(0, 5)
 statuses = st.sampled_from(["active"] * 6 + ["disabled"])
 limits = st.sampled_from(LIMITS)
 tokens = st.sampled_from([1, 3, 40, 99, 100, 101, 5_000])
@@ -336,13 +336,25 @@ operations = st.one_of(
     st.tuples(st.just("settle"), two, six, st.sampled_from([1, 3, 4]), costs),
     st.tuples(st.just("sleep"), spans),
 )
-FUNDED: Final[list[tuple[Any, ...]]] = [
-    ("account", 0, "active", 10**6, "Europe/Berlin", Limits()),
-    ("member", 0, "active", Limits()),
-    ("key", 0, 0, "active", True, Limits(), 0),
-    ("key", 0, 1, "active", False, Limits(), 0),
-    ("credit", 0, 10_000),
-]
+limited = limits | st.builds(
+    Limits,
+    in_flight=st.sampled_from([2, 3, 50]),
+    budget_day_nanos=st.none() | st.sampled_from([1_000, 3_500]),
+    budget_month_nanos=st.none() | st.sampled_from([2_500, 4_001]),
+)
+
+
+def funded(
+    ppm: int = 10**6, zone: str = "Europe/Berlin", of_account: Limits = LIMITS[0], of_key: Limits = LIMITS[0]
+) -> list[tuple[Any, ...]]:
+    """How an account with some money begins."""
+    return [
+        ("account", 0, "active", ppm, zone, of_account),
+        ("member", 0, "active", Limits()),
+        ("key", 0, 0, "active", True, of_key, 0),
+        ("key", 0, 1, "active", False, Limits(), 0),
+        ("credit", 0, 10_000),
+    ]
 
 
 async def play(redis_url: str, drawn: list[tuple[Any, ...]]) -> None:
@@ -357,19 +369,28 @@ async def play(redis_url: str, drawn: list[tuple[Any, ...]]) -> None:
         await redis.aclose()
 
 
+beginnings = st.builds(
+    funded,
+    ppm=st.sampled_from([900_001, 10**6, 1_250_000]),
+    zone=st.sampled_from(ZONES),
+    of_account=limited,
+    of_key=limited,
+)
+
+
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.booleans(), st.lists(operations, min_size=20, max_size=60))
+@given(beginnings | st.just([]), st.lists(operations, min_size=20, max_size=60))
 def test_any_story_has_the_same_decisions_and_the_same_state(
-    redis_url: str, funded: bool, drawn: list[tuple[Any, ...]]
+    redis_url: str, beginning: list[tuple[Any, ...]], drawn: list[tuple[Any, ...]]
 ) -> None:
-    asyncio.run(play(redis_url, (FUNDED if funded else []) + drawn))
+    asyncio.run(play(redis_url, beginning + drawn))
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_long_stories(redis_url: str, seed: int) -> None:
     """Of one account with room for everything, so that most requests get far: limits on, limits off, days and months."""
     chance = random.Random(seed)
-    drawn: list[tuple[Any, ...]] = [*FUNDED, ("credit", 0, 10**7)]
+    drawn: list[tuple[Any, ...]] = [*funded(), ("credit", 0, 10**7)]
     for number in range(400):
         request = number % 6
         drawn.append(("admit", 0, chance.randrange(2), request, chance.choice([1, 40, 5_000]), 1_000, 0, HERE))
@@ -401,4 +422,4 @@ async def forgetful(redis_url: str, drawn: list[tuple[Any, ...]]) -> None:
                 granted += both.requests.pop((operation[1], operation[2]), None) is not None
     finally:
         await redis.aclose()
-    assert granted > 50
+    assert granted > 30

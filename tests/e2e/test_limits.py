@@ -294,7 +294,7 @@ def test_the_sdk_waits_as_told_and_passes(relay: Relay, gateway: Gateway) -> Non
     started = time.monotonic()
     with sdk_of(gateway, key, retries=1) as sdk:
         assert sdk.messages.create(model=MODEL, max_tokens=50, messages=HELLO).content
-    assert told_s - 0.5 < time.monotonic() - started < told_s + 2
+    assert told_s - 1.2 < time.monotonic() - started < told_s + 2
 
 
 @pytest.mark.parametrize(
