@@ -259,11 +259,16 @@ class Model:
         )
 
     def _no(self, account: Account, scopes: list[Any], asked: Admission, hold: int) -> Refused | None:
-        known = {"multiplier_ppm": account.multiplier, "figures": self._figures(scopes)}
+        known: dict[str, Any] = {"multiplier_ppm": account.multiplier, "figures": self._figures(scopes)}
         budgets = list(self._budgets(account, scopes, hold, known))
         if gone := next((one for one in budgets if one.reason == "budget"), None):
             return gone
-        money = {"scope": "account", "limit": account.balance - account.held, "value": account.held, "needed": hold}
+        money: dict[str, Any] = {
+            "scope": "account",
+            "limit": account.balance - account.held,
+            "value": account.held,
+            "needed": hold,
+        }
         if account.balance < hold:
             return Refused(reason="balance", **money, **known)
         if slow := self._slowest(scopes, asked, known):
@@ -287,7 +292,13 @@ class Model:
                 if budget is None:
                     continue
                 spent, reset = self._spent(account, one, kind)
-                told = {"scope": one.name, "detail": period, "limit": budget, "value": spent, "needed": hold}
+                told: dict[str, Any] = {
+                    "scope": one.name,
+                    "detail": period,
+                    "limit": budget,
+                    "value": spent,
+                    "needed": hold,
+                }
                 if spent + hold > budget:
                     yield Refused(reason="budget", reset_s=reset, **told, **known)
                 elif spent + one.held + hold > budget:
@@ -297,7 +308,8 @@ class Model:
         worst: Refused | None = None
         worst_us = 0
         for one in scopes:
-            for number, (reason, amount) in enumerate((("requests", 1), ("input", asked.input_tokens), ("output", 1))):
+            needs: list[tuple[Any, int]] = [("requests", 1), ("input", asked.input_tokens), ("output", 1)]
+            for number, (reason, amount) in enumerate(needs):
                 wait = one.wait_us(number, amount, self.now_us)
                 if wait > worst_us:
                     worst_us = wait

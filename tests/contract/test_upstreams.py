@@ -62,7 +62,7 @@ async def gateway(redis_url: str) -> AsyncIterator[Gateway]:
 
 
 @contextlib.asynccontextmanager
-async def opened(url: str) -> AsyncIterator[Redis]:
+async def opened(url: str) -> AsyncIterator[Any]:
     redis = redisclient.connect(url, try_seconds=redisclient.TRY_S_UNHURRIED)
     try:
         yield redis

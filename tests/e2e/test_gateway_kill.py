@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any, Final, Literal
 
 import pytest
-from redis.asyncio import Redis
 
 from libs.common import ids, redisclient, rediskeys
 from tests.e2e.bodies import MODEL
@@ -38,7 +37,7 @@ def gateway_of(relay: Relay, port: int, **settings: str) -> contextlib.AbstractC
 
 
 @contextlib.asynccontextmanager
-async def redis_of(relay: Relay) -> AsyncIterator[Redis]:
+async def redis_of(relay: Relay) -> AsyncIterator[Any]:
     redis = redisclient.connect(relay.stores["RELAY_REDIS_URL"], try_seconds=redisclient.TRY_S_UNHURRIED)
     try:
         yield redis
@@ -52,7 +51,7 @@ async def new_account(relay: Relay, **settings: str) -> tuple[str, str]:
     )
 
 
-async def kept(redis: Redis, account: str) -> dict[str, int]:
+async def kept(redis: Any, account: str) -> dict[str, int]:
     """What Redis still keeps for requests of an account; those that were given up before they were used do not count."""
     held = await redis.hget(rediskeys.account(account), "held")
     leases: dict[Any, Any] = await redis.hgetall(rediskeys.leases(account))
@@ -61,7 +60,7 @@ async def kept(redis: Redis, account: str) -> dict[str, int]:
     return {"held": int(held or 0), "leases": len(counted), "slots": int(slots)}
 
 
-async def nothing_left(redis: Redis, account: str, seconds: float) -> None:
+async def nothing_left(redis: Any, account: str, seconds: float) -> None:
     """Within so many seconds."""
     found: dict[str, int] = {}
     deadline = asyncio.get_running_loop().time() + seconds

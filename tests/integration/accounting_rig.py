@@ -3,13 +3,12 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import nats.errors
 from nats.aio.client import Client
 from nats.js.client import JetStreamContext
 from nats.js.errors import APIError
-from redis.asyncio import Redis
 
 from libs.common import events, ids, redisclient, streams, subjects
 from libs.common.balances import Balance, Balances
@@ -28,7 +27,7 @@ _bootstrapped: Final[set[tuple[str, str]]] = set()
 class Rig:
     """Addresses and clients."""
 
-    def __init__(self, config: AccountingConfig, broker: Client, redis: Redis, ledger: Ledger) -> None:
+    def __init__(self, config: AccountingConfig, broker: Client, redis: Any, ledger: Ledger) -> None:
         self.config = config
         self.broker = broker
         self.jetstream: JetStreamContext = broker.jetstream()

@@ -148,7 +148,12 @@ async def test_what_admin_did_not_apply_accounting_does(admin: Admin, rig: Rig) 
 
 def receipt_event(account_id: str, **changes: object) -> UsageRecorded:
     outcome: Outcome = "measured"
-    known = {"outcome": outcome, "upstream_request_id": f"req_011C{ids.uuid7_hex()}", "member_id": "memb_1", "client": "curl"}
+    known = {
+        "outcome": outcome,
+        "upstream_request_id": f"req_011C{ids.uuid7_hex()}",
+        "member_id": "memb_1",
+        "client": "curl",
+    }
     return recorded(account_id, key_id=ids.new_key_id(), **(known | changes))  # type: ignore[arg-type]
 
 

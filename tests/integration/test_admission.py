@@ -9,7 +9,6 @@ from typing import Any
 import httpx2
 import msgspec
 import pytest
-from redis.asyncio import Redis
 
 from libs.common import apikeys, ids, redisclient, rediskeys, streams
 from libs.common.balances import Balances, Settlement
@@ -53,7 +52,7 @@ class Gated(httpx2.AsyncByteStream):
 class Rig:
     """A gateway, its Redis, and a gate for streams."""
 
-    def __init__(self, gateway: Gateway, redis: Redis, gate: asyncio.Event) -> None:
+    def __init__(self, gateway: Gateway, redis: Any, gate: asyncio.Event) -> None:
         self.gateway = gateway
         self.redis = redis
         self.balances = Balances(redis)

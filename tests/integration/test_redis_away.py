@@ -6,10 +6,9 @@ import signal
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
-from redis.asyncio import Redis
 
 from libs.common import ids, redisclient
 from libs.common.balances import Balance, Balances, Settlement
@@ -74,7 +73,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 @pytest.fixture
-async def redis(server: Server) -> AsyncIterator[Redis]:
+async def redis(server: Server) -> AsyncIterator[Any]:
     client = redisclient.connect(f"redis://127.0.0.1:{server.port}/0")
     yield client
     await client.aclose()
@@ -100,7 +99,7 @@ async def refused(balances: Balances, leases: Leases, directory: Directory) -> f
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["killed", "frozen"])
-async def test_callers_are_told_in_time_and_served_again(server: Server, redis: Redis, frozen: bool) -> None:
+async def test_callers_are_told_in_time_and_served_again(server: Server, redis: Any, frozen: bool) -> None:
     balances = Balances(redis)
     directory = Directory(redis, balances, Upstreams(redis))
     entity = account(ids.new_account_id())

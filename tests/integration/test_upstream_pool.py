@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from typing import Any, Final
 
 import pytest
-from redis.asyncio import Redis
 
 from libs.common import ids, redisclient
 from libs.common.events import UpstreamCredential
@@ -25,7 +24,7 @@ SEALER: Final = Sealer(new_key())
 class Site:
     """Two gateways, and an operator; every test has an account and credentials of its own."""
 
-    def __init__(self, redis: Redis, others: list[Redis]) -> None:
+    def __init__(self, redis: Any, others: list[Any]) -> None:
         self.redis = redis
         self.operator = Upstreams(redis)
         self.account_id = ids.new_account_id()

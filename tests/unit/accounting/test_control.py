@@ -40,6 +40,7 @@ class Applied:
                 return "APPLIED"
             case Credit() as entry:
                 return await self.balances.credit(entry.account_id, entry.id, entry.amount_nanos)
+        raise NotImplementedError
 
 
 class Rig:

@@ -71,7 +71,9 @@ def test_overloaded_says_when_to_come_back() -> None:
     assert Overloaded("x", retry_after_s=7).headers == {"retry-after": "7"}
 
 
-@pytest.mark.parametrize(("wait_s", "told"), [(0.0, "1"), (0.2, "1"), (1.0, "1"), (1.01, "2"), (60.0, "60"), (86_400.0, "60")])
+@pytest.mark.parametrize(
+    ("wait_s", "told"), [(0.0, "1"), (0.2, "1"), (1.0, "1"), (1.01, "2"), (60.0, "60"), (86_400.0, "60")]
+)
 def test_rate_limited_says_when_it_passes_and_never_sends_a_client_to_sleep_for_a_day(wait_s: float, told: str) -> None:
     assert RateLimited("x", retry_after_s=wait_s).headers == {"retry-after": told}
 

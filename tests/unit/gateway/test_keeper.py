@@ -27,7 +27,9 @@ class ToldLeases:
         self.calls: list[tuple[Any, ...]] = []
         self.answer: bytes | Exception = b"OK"
 
-    def renew(self, lease: Lease, *, input_tokens: int | None = None, in_flight: bool = True) -> "asyncio.Future[bytes]":
+    def renew(
+        self, lease: Lease, *, input_tokens: int | None = None, in_flight: bool = True
+    ) -> "asyncio.Future[bytes]":
         return self._noted("renew", lease.request_id, input_tokens, in_flight)
 
     def finish(

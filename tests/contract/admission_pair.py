@@ -1,0 +1,291 @@
+"""Admission on a real Redis and in the model, side by side: every operation is done on both, and they answer alike.
+
+The scripts are the real ones, but for the time: `TIME` answers what the test says.
+"""
+
+import hashlib
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from libs.common import addresses, ids, rediskeys
+from libs.common.balances import Balances, Settlement
+from libs.common.directory import Directory
+from libs.common.events import Account, ApiKey, ControlChanged, Credit, Entity, Member
+from libs.common.leases import Admission, Granted, Lease, Leases
+from libs.common.limits import Limits
+from libs.common.scripts import Script, Scripts, StoreUnavailable
+from libs.common.upstreams import Upstreams
+from tests.contract import admission_model as told
+
+START_US: Final = 1_774_728_000_000_000  # 2026-03-28 20:00 UTC: the night before Berlin loses an hour
+LEASE_MS: Final = 60_000
+CLOCK: Final = b"""
+local real = redis
+local redis = {error_reply = real.error_reply, call = function(name, ...)
+  if name ~= 'TIME' then return real.call(name, ...) end
+  local now = real.call('GET', string.match(KEYS[1], '^{[^}]+}') .. 'clock')
+  return {string.sub(now, 1, -7), string.sub(now, -6)}
+end}
+"""
+HERE, ELSEWHERE = addresses.hex_address("192.0.2.1"), addresses.hex_address("198.51.100.1")
+MODELS = ("claude-sonnet-4-6", "claude-opus-4-7")
+ZONES = ("UTC", "Europe/Berlin", "America/New_York", "Asia/Kolkata", "Australia/Lord_Howe")
+LIMITS = (
+    Limits(),
+    Limits(rpm=2),
+    Limits(rpm=7, itpm=100, otpm=50),
+    Limits(itpm=1_000_003, otpm=3, in_flight=1, free_rpm=2),
+    Limits(in_flight=2, budget_day_nanos=5_000),
+    Limits(budget_week_nanos=9_000, budget_month_nanos=12_000, budget_total_nanos=30_000),
+    Limits(budget_day_nanos=0),
+)
+
+
+class ClockedScripts(Scripts):
+    """The real scripts with a clock that the test sets."""
+
+    def _source(self, script: Script) -> tuple[str, bytes]:
+        source = self._sources.get(script)
+        if source is None:
+            _, text = super()._source(script)
+            text = CLOCK + text
+            source = self._sources[script] = (hashlib.sha1(text, usedforsecurity=False).hexdigest(), text)
+        return source
+
+
+class Both:
+    """Two accounts, each with a member and two keys; six requests of each."""
+
+    def __init__(self, redis: Any) -> None:
+        self.redis = redis
+        scripts = ClockedScripts(redis)
+        self.leases = Leases(redis, scripts, lease_ms=LEASE_MS)
+        self.balances = Balances(redis, scripts)
+        self.directory = Directory(redis, self.balances, Upstreams(redis, scripts), scripts)
+        self.model = told.Model(START_US, LEASE_MS)
+        self.version = 0
+        self.accounts = [told.Account("account", ids.new_account_id()) for _ in range(2)]
+        self.members = [told.Scope("member", ids.new_member_id()) for _ in range(2)]
+        self.keys = [[told.Key("key", ids.new_key_id()) for _ in range(2)] for _ in range(2)]
+        self.requests: dict[tuple[int, int], tuple[str, list[told.Scope]]] = {}
+
+    async def do(self, operation: tuple[Any, ...]) -> None:
+        """One operation on both."""
+        name, *arguments = operation
+        step: Callable[..., Awaitable[None]] = getattr(self, f"_{name}")
+        await step(*arguments)
+
+    async def agree(self) -> None:
+        """Equal state; and the promises that hold at any moment."""
+        for number, account in enumerate(self.accounts):
+            if account.known:
+                await self._same_account(account)
+            for one in (self.members[number], *self.keys[number]):
+                if one.known:
+                    await self._same_scope(account, one)
+            open_holds = sum(lease.hold for lease in account.leases.values())
+            assert account.held == open_holds
+            assert account.granted == account.balance + account.spent
+
+    async def _same_account(self, account: told.Account) -> None:
+        await self._same_scope(account, account)
+        fields = await self._hash(rediskeys.account(account.id))
+        assert (int(fields["balance"]), int(fields["granted"])) == (account.balance, account.granted)
+        leases = await self._hash(rediskeys.leases(account.id))
+        expected = {
+            name: f"{one.state} {one.hold} {one.multiplier} {one.input} {one.member}"
+            for name, one in account.leases.items()
+        }
+        assert {name: text for name, text in leases.items() if ":" not in name} == expected
+        memos = {f"{name}:memo" for name, one in account.leases.items() if one.state != "v"}
+        assert {name for name in leases if ":" in name} == memos
+        index = await self.redis.zrange(rediskeys.lease_index(ids.partition(account.id)), 0, -1, withscores=True)
+        mine = {
+            entry.decode().split(" ")[1]: int(ends) for entry, ends in index if entry.startswith(account.id.encode())
+        }
+        assert mine == account.index
+
+    async def _same_scope(self, account: told.Account, one: told.Scope) -> None:
+        name = {"account": rediskeys.account(account.id), "key": rediskeys.api_key(account.id, one.id)}.get(
+            one.name, rediskeys.member(account.id, one.id)
+        )
+        fields = await self._hash(name)
+        assert (int(fields.get("held", 0)), int(fields.get("spent", 0))) == (one.held, one.spent), one.name
+        assert [int(text) for text in fields.get("buckets", "0 0 0 0").split()] == one.full, one.name
+        used = [int(text) for text in fields.get("used", "0 0 0 0 0 0").split()]
+        assert used == [number for pair in one.used for number in pair], one.name
+        slots = await self.redis.zrange(rediskeys.slots(account.id, one.id), 0, -1, withscores=True)
+        assert {slot.decode(): int(ends) for slot, ends in slots} == one.slots, one.name
+
+    async def _hash(self, name: str) -> dict[str, str]:
+        found = await self.redis.hgetall(name)
+        return {field.decode(): text.decode() for field, text in found.items()}
+
+    async def _everything(self) -> list[Any]:
+        """All there is of both accounts, to see that nothing changes."""
+        found: list[Any] = []
+        for number, account in enumerate(self.accounts):
+            owners = [account, self.members[number], *self.keys[number]]
+            found += [await self._hash(name) for name in (rediskeys.account(account.id), rediskeys.leases(account.id))]
+            found += [await self._hash(rediskeys.api_key(account.id, key.id)) for key in self.keys[number]]
+            found.append(await self._hash(rediskeys.member(account.id, self.members[number].id)))
+            names = [rediskeys.lease_index(ids.partition(account.id))]
+            names += [rediskeys.slots(account.id, owner.id) for owner in owners]
+            found += [await self.redis.zrange(name, 0, -1, withscores=True) for name in names]
+        return found
+
+    # -- control -----------------------------------------------------------------------------------------------------
+
+    async def _account(self, number: int, status: Any, ppm: int, zone: str, limits: Limits) -> None:
+        account = self.accounts[number]
+        account.status, account.multiplier, account.zone, account.limits = status, ppm, zone, limits
+        account.known = True
+        entity = Account(
+            id=account.id, name="", created_at_ms=1, status=status, multiplier_ppm=ppm, time_zone=zone, limits=limits
+        )
+        await self._apply(entity)
+
+    async def _member(self, number: int, status: Any, limits: Limits) -> None:
+        member = self.members[number]
+        member.status, member.limits, member.known = status, limits, True
+        account_id = self.accounts[number].id
+        await self._apply(
+            Member(id=member.id, account_id=account_id, name="", created_at_ms=1, status=status, limits=limits)
+        )
+
+    async def _key(self, number: int, which: int, status: Any, of_member: bool, limits: Limits, more: int) -> None:
+        key = self.keys[number][which]
+        of_member = of_member and self.members[number].known
+        key.status, key.limits, key.known = status, limits, True
+        key.member = self.members[number] if of_member else None
+        key.models = MODELS[:1] if more == 1 else ()
+        key.expires_at_ms = START_US // 1000 + 100_000 if more == 2 else None
+        key.addresses = ((HERE, HERE),) if more == 3 else ()
+        await self._apply(
+            ApiKey(
+                id=key.id,
+                account_id=self.accounts[number].id,
+                name="",
+                created_at_ms=1,
+                sha256=key.id,
+                hint="",
+                status=status,
+                member_id=self.members[number].id if of_member else "",
+                limits=limits,
+                models=key.models,
+                ip_allowlist=("192.0.2.1",) if key.addresses else (),
+                expires_at_ms=key.expires_at_ms,
+            )
+        )
+
+    async def _credit(self, number: int, amount: int) -> None:
+        account = self.accounts[number]
+        entry = Credit(id=ids.new_credit_id(), account_id=account.id, amount_nanos=amount, reason="", created_at_ms=1)
+        await self._apply(entry)
+        if account.known:
+            account.balance += amount
+            account.granted += amount
+
+    async def _apply(self, entity: Entity) -> None:
+        self.version += 1
+        await self.directory.apply(ControlChanged(entity=entity, actor="", reason="", at_ms=1), self.version)
+
+    # -- requests ----------------------------------------------------------------------------------------------------
+
+    async def _sleep(self, microseconds: int) -> None:
+        self.model.now_us += microseconds
+        for account in self.accounts:
+            await self.redis.set(f"{{p{ids.partition(account.id):02d}}}clock", str(self.model.now_us))
+
+    async def _admit(
+        self, number: int, which: int, request: int, tokens: int, hold: int, model: int, address: str
+    ) -> None:
+        account, key = self.accounts[number], self.keys[number][which]
+        request_id, scopes = self.requests.get((number, request), ("", []))
+        if not request_id:
+            request_id = f"req_{self.model.now_us // 1000:012x}{ids.uuid7_hex()[12:]}"
+            scopes = [account, *([key.member] if key.member else []), key]
+        elif key is not scopes[-1] or key.member not in (None, *scopes) or (key.member is None and len(scopes) == 3):
+            return  # a request has one key, and its key is not moved while it is under way
+        asked = Admission(
+            request_id=request_id,
+            account_id=account.id,
+            key_id=key.id,
+            address=address,
+            models=MODELS[: model + 1] if model < 2 else (),
+            input_tokens=tokens,
+            hold_nanos=hold,
+            memo=b'{"a": 1}',
+        )
+        expected = self.model.admit(account, key, asked) if account.known or not key.known else None
+        if not account.known and key.known:
+            return  # a key of no account is none of ours
+        before = await self._everything()
+        try:
+            decision: Any = await self.leases.admit(asked)
+        except StoreUnavailable:
+            decision = None
+        assert decision == expected
+        if isinstance(expected, Granted):
+            self.requests[number, request] = (request_id, scopes)
+            assert (
+                account.balance >= account.held or account.leases[request_id].state == "f" or replayed(before, account)
+            )
+        else:
+            assert await self._everything() == before
+
+    async def _check(self, number: int, which: int, model: int, address: str) -> None:
+        account, key = self.accounts[number], self.keys[number][which]
+        if key.known and not account.known:
+            return
+        models = MODELS[: model + 1] if model < 2 else ()
+        expected = self.model.check(account, key, address, models)
+        assert await self.leases.check(account.id, key.id, address=address, models=models) == expected
+
+    async def _renew(self, number: int, request: int, tokens: int | None, in_flight: bool) -> None:
+        if known := self.requests.get((number, request)):
+            expected = self.model.renew(self.accounts[number], known[0], input_tokens=tokens, in_flight=in_flight)
+            answer = await self.leases.renew(self._lease(number, request), input_tokens=tokens, in_flight=in_flight)
+            assert answer == (b"OK" if expected else b"LOST")
+
+    async def _finish(self, number: int, request: int, tokens: tuple[int, int], cost: int | None) -> None:
+        if known := self.requests.get((number, request)):
+            expected = self.model.finish(self.accounts[number], known[0], tokens, cost)
+            answer = await self.leases.finish(
+                self._lease(number, request), input_tokens=tokens[0], output_tokens=tokens[1], cost_nanos=cost
+            )
+            assert answer == (b"OK" if expected else b"LOST")
+
+    async def _void(self, number: int, request: int) -> None:
+        if known := self.requests.get((number, request)):
+            expected = self.model.void(self.accounts[number], known[0])
+            assert await self.leases.void(self._lease(number, request)) == (b"OK" if expected else b"LOST")
+
+    async def _reap(self, number: int) -> None:
+        account = self.accounts[number]
+        others = [one for one in self.accounts if ids.partition(one.id) == ids.partition(account.id)]
+        expected = {(one.id, name) for one in others for name in self.model.reap(one, 1_000_000)}
+        taken = await self.leases.reap(ids.partition(account.id), grace_ms=1_000, count=10_000)
+        ours = {one.id: one for one in others}
+        mine = [one for one in taken if one.account_id in ours]
+        assert {(one.account_id, one.request_id) for one in mine} == expected
+        for one in mine:
+            assert (one.memo, one.hold_nanos) == (b'{"a": 1}', ours[one.account_id].leases[one.request_id].hold)
+
+    async def _settle(self, number: int, request: int, version: int, cost: int) -> None:
+        if known := self.requests.get((number, request)):
+            account = self.accounts[number]
+            expected = self.model.settle(account, known[1], known[0], version, cost)
+            member = known[1][1].id if len(known[1]) == 3 else ""
+            settlement = Settlement(account.id, known[0], version, cost, known[1][-1].id, member)
+            assert await self.balances.settle(settlement) == expected
+
+    def _lease(self, number: int, request: int) -> Lease:
+        request_id, scopes = self.requests[number, request]
+        member = scopes[1].id if len(scopes) == 3 else ""
+        return Lease(self.accounts[number].id, scopes[-1].id, member, request_id)
+
+
+def replayed(before: list[Any], account: told.Account) -> bool:
+    """A replay takes nothing, and since the first time the balance may have fallen."""
+    return bool(before) and account.balance < account.held
