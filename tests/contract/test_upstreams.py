@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import itertools
 from collections.abc import AsyncIterator
-from typing import Final, get_args
+from typing import Any, Final, get_args
 
 import pytest
 from hypothesis import HealthCheck, given, settings
