@@ -14,6 +14,7 @@ from services.accounting.rows import CONTROL_COLUMNS, CREDIT_COLUMNS, USAGE_COLU
 _CONNECT_S: Final = 5
 _REPLY_S: Final = 60
 _SETTINGS: Final = {"async_insert": 0, "max_partitions_per_insert_block": 0}
+_ASKED_AT_ONCE: Final = 50
 _SETTLED_BEFORE: Final = """
 SELECT request_id, max(version), argMax(total_nanos, version) FROM usage
 WHERE account_id IN {accounts:Array(String)} AND time BETWEEN {first:DateTime64(3)} AND {last:DateTime64(3)}
@@ -62,6 +63,16 @@ class Ledger:
 
         Without FINAL: a correction archived a moment ago, and perhaps not settled, must not hide what it corrects.
         """
+        found: dict[str, tuple[int, int]] = {}
+        for start in range(
+            0, len(settlements), _ASKED_AT_ONCE
+        ):  # parameters travel in the URL, which may not be too long
+            found |= await self._settled_before(settlements[start : start + _ASKED_AT_ONCE], recorded_before_ms)
+        return found
+
+    async def _settled_before(
+        self, settlements: Sequence[Settlement], recorded_before_ms: int
+    ) -> dict[str, tuple[int, int]]:
         times_ms = [ids.id_time_ms(one.request_id) for one in settlements]
         parameters = {
             "accounts": sorted({one.account_id for one in settlements}),

@@ -75,6 +75,13 @@ class Both:
         step: Callable[..., Awaitable[None]] = getattr(self, f"_{name}")
         await step(*arguments)
 
+    async def clear(self) -> None:
+        """Leases that nobody would ever settle are not left for a reaper to find."""
+        for account in self.accounts:
+            index = rediskeys.lease_index(ids.partition(account.id))
+            for name in account.index:
+                await self.redis.zrem(index, f"{account.id} {name}")
+
     async def agree(self) -> None:
         """Equal state; and the promises that hold at any moment."""
         for number, account in enumerate(self.accounts):

@@ -82,6 +82,7 @@ async def play(redis_url: str, drawn: list[tuple[Any, ...]]) -> None:
             await both.do(operation)
             await both.agree()
     finally:
+        await both.clear()
         await redis.aclose()
 
 
@@ -137,5 +138,6 @@ async def forgetful(redis_url: str, drawn: list[tuple[Any, ...]]) -> None:
             if operation[0] == "settle":
                 granted += both.requests.pop((operation[1], operation[2]), None) is not None
     finally:
+        await both.clear()
         await redis.aclose()
     assert granted > 30

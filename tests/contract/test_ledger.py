@@ -123,6 +123,16 @@ async def test_what_was_settled_before(ledger: Ledger) -> None:
     assert (await ledger.settled_before(asked, clock.unix_ms() + DAY_MS))[old.request_id] == (4, 27_000)
 
 
+async def test_many_old_events_of_many_accounts_are_asked_for_in_portions(ledger: Ledger) -> None:
+    """Seen: two hundred at once were a query that the engine could not read, and the batch came again for ever."""
+    old_ms = clock.unix_ms() - 9 * DAY_MS
+    events = [recorded(ids.new_account_id(), request_id=request_id_at(old_ms + n), version=3) for n in range(400)]
+    await ledger.append_usage([row(event) for event in events])
+    asked = [Settlement(one.account_id, one.request_id, 3, 0) for one in events]
+    found = await ledger.settled_before(asked, clock.unix_ms() + DAY_MS)
+    assert set(found) == {one.request_id for one in events}
+
+
 async def test_control_and_credits_appended_twice_are_there_once(ledger: Ledger) -> None:
     account_id = ids.new_account_id()
     entry = credit(account_id, -(2**62))

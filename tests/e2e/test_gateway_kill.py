@@ -198,9 +198,9 @@ async def test_a_redis_that_was_restarted_forgets_no_lease(
             async with Herd.of(STREAMS, [gateway]) as herd:
                 await open_streams(herd, holding, key)
                 await asyncio.sleep(WRITTEN_S)
-                await asyncio.to_thread(own_redis.kill)
+                own_redis.kill()
                 await asyncio.sleep(0.5)
-                await asyncio.to_thread(own_redis.give_back)
+                own_redis.give_back()  # not in a thread: a store dies with the thread that has started it
                 holding.let_go(STREAMS // 2)
                 await until(
                     lambda: herd.statuses() == {200: STREAMS // 2} and holding.open == STREAMS // 2,
@@ -211,6 +211,32 @@ async def test_a_redis_that_was_restarted_forgets_no_lease(
         await nothing_left(redis, account, PATIENCE_S + 2 * LEASE_S)
     found = await checked_rows(own_relay, account, bool, STREAMS)
     assert found == {("measured", 3): STREAMS // 2, ("expired", 1): STREAMS // 2}
+
+
+async def test_what_redis_takes_too_late_is_given_back(
+    own_relay: Relay, own_redis: Store, holding: HoldingUpstream, holding_port: int
+) -> None:
+    """It stands still while two hundred ask: they are refused, and then it does what it was asked. No lease has to end for it."""
+    account, key = await new_account(own_relay)
+    holding.let_go()
+    async with redis_of(own_relay) as redis:
+        with gateway_of(own_relay, holding_port) as gateway:
+            async with Herd.of(STREAMS, [gateway]) as herd:
+                herd.ask(request(key))
+                await herd.all_answered()
+                assert herd.statuses() == {200: STREAMS}
+                await nothing_left(redis, account, LEASE_S)
+                own_redis.freeze()
+                try:
+                    herd.ask(request(key))
+                    await herd.all_answered()
+                finally:
+                    own_redis.give_back()
+                assert herd.statuses() == {529: STREAMS}
+                await nothing_left(redis, account, 2 * LEASE_S)
+                await asyncio.sleep(LEASE_S / 2)  # a lease that came after its undoing would stay
+                assert await kept(redis, account) == NOTHING
+                await checked_rows(own_relay, account, bool, STREAMS)
 
 
 @pytest.mark.parametrize("on_disconnect", ["drain", "cancel"])
