@@ -14,7 +14,7 @@ from services.accounting.rows import CONTROL_COLUMNS, CREDIT_COLUMNS, USAGE_COLU
 _CONNECT_S: Final = 5
 _REPLY_S: Final = 60
 _SETTINGS: Final = {"async_insert": 0, "max_partitions_per_insert_block": 0}
-_ASKED_AT_ONCE: Final = 50
+_ASKED_AT_ONCE: Final = 20
 _SETTLED_BEFORE: Final = """
 SELECT request_id, max(version), argMax(total_nanos, version) FROM usage
 WHERE account_id IN {accounts:Array(String)} AND time BETWEEN {first:DateTime64(3)} AND {last:DateTime64(3)}
@@ -66,7 +66,7 @@ class Ledger:
         found: dict[str, tuple[int, int]] = {}
         for start in range(
             0, len(settlements), _ASKED_AT_ONCE
-        ):  # parameters travel in the URL, which may not be too long
+        ):  # so few that they travel in the URL
             found |= await self._settled_before(settlements[start : start + _ASKED_AT_ONCE], recorded_before_ms)
         return found
 
