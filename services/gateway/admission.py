@@ -10,7 +10,7 @@ import msgspec
 
 from libs.common import apikeys
 from libs.common.directory import Directory
-from libs.common.errors import BadRequest, NotFound, Overloaded, RateLimited, Unauthenticated
+from libs.common.errors import BadRequest, NotFound, Overloaded, RateLimited, RelayError, Unauthenticated
 from libs.common.events import VERSION_EXPIRED, UsageRecorded, encode_event
 from libs.common.leases import Admission, Checked, Granted, Leases, Refused
 from libs.common.pricebook import PriceBook
@@ -149,28 +149,30 @@ class Gate:
         )
 
     async def _look_up(self, sha256: str, group: str) -> Principal:
-        now = asyncio.get_running_loop().time()
-        if (wait_s := self._blocked.get(group, 0.0) - now) > 0:
-            raise RateLimited(_TOO_MANY_KEYS, retry_after_s=wait_s)
         try:
             found = await self._directory.find_key(sha256)
-            wait_ms = 0 if found else await self._leases.throttle(group, per_minute=self._unknown_keys_per_minute)
+            if found is None:
+                raise await self._unknown(group)
         except StoreUnavailable:
             raise Overloaded(_STORE_AWAY) from None
-        if found is None:
-            if wait_ms:
-                self._block(group, now + wait_ms / 1000)
-                raise RateLimited(_TOO_MANY_KEYS, retry_after_s=wait_ms / 1000)
-            raise Unauthenticated(_BAD_KEY)
         if len(self._known) >= _KNOWN_KEYS_MAX:
             self._known.clear()  # rare, and cheap to fill again
         principal = self._known[sha256] = Principal(*found)
         return principal
 
-    def _block(self, group: str, until: float) -> None:
-        if len(self._blocked) >= _BLOCKED_MAX:
-            self._blocked.clear()
-        self._blocked[group] = until
+    async def _unknown(self, group: str) -> RelayError:
+        """The answer to a key that does not exist. Who has tried too many is told to wait; a key that does exist is let in from
+        the same address all the while, because many callers may share it."""
+        now = asyncio.get_running_loop().time()
+        wait_s = self._blocked.get(group, 0.0) - now
+        if wait_s <= 0:
+            wait_s = await self._leases.throttle(group, per_minute=self._unknown_keys_per_minute) / 1000
+            if wait_s <= 0:
+                return Unauthenticated(_BAD_KEY)
+            if len(self._blocked) >= _BLOCKED_MAX:
+                self._blocked.clear()
+            self._blocked[group] = now + wait_s
+        return RateLimited(_TOO_MANY_KEYS, retry_after_s=wait_s)
 
 
 def priced_models(book: PriceBook, ask: Ask) -> tuple[str, ...]:
