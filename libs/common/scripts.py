@@ -17,6 +17,7 @@ from redis.asyncio import RedisCluster
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from libs.common.redisclient import RedisClient
+from libs.common.redislines import Lines
 from libs.common.runtime import spawn
 
 _log: Final = logging.getLogger("relay.scripts")
@@ -72,6 +73,7 @@ class Scripts:
         self._redis = redis
         self._sources: dict[Script, tuple[str, bytes]] = {}
         """SHA-1 and text."""
+        self._lines = None if isinstance(redis, RedisCluster) else Lines(redis)
         self._waiting: list[_Call] = []
         self._under_way: set[asyncio.Task[None]] = set()
         """A task for each pipeline."""
@@ -146,15 +148,20 @@ class Scripts:
         return replies
 
     async def _pipeline(self, calls: list[_Call], with_texts: bool) -> list[Any]:
-        pipeline = self._redis.pipeline(transaction=False)
         told: set[Script] = set()
+        commands: list[tuple[str | bytes, ...]] = []
         for call in calls:
             sha, text = self._source(call.script)
             if with_texts and call.script not in told:  # whoever has run a text knows it by its hash
                 told.add(call.script)
-                pipeline.execute_command("EVAL", text, *call.arguments)
+                commands.append(("EVAL", text, *call.arguments))
             else:
-                pipeline.execute_command("EVALSHA", sha, *call.arguments)
+                commands.append(("EVALSHA", sha, *call.arguments))
+        if self._lines is not None:
+            return await self._lines.exchange(commands)
+        pipeline = self._redis.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)
         return list(await pipeline.execute(raise_on_error=False))
 
     def _source(self, script: Script) -> tuple[str, bytes]:

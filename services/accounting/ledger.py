@@ -64,9 +64,7 @@ class Ledger:
         Without FINAL: a correction archived a moment ago, and perhaps not settled, must not hide what it corrects.
         """
         found: dict[str, tuple[int, int]] = {}
-        for start in range(
-            0, len(settlements), _ASKED_AT_ONCE
-        ):  # so few that they travel in the URL
+        for start in range(0, len(settlements), _ASKED_AT_ONCE):  # so few that they travel in the URL
             found |= await self._settled_before(settlements[start : start + _ASKED_AT_ONCE], recorded_before_ms)
         return found
 

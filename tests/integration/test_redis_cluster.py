@@ -62,20 +62,24 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         node.stop()
 
 
-async def funded(balances: Balances, directory: Directory, count: int) -> list[str]:
-    """Accounts with a balance of 100, all over the partitions."""
+async def funded(url: str, count: int) -> list[str]:
+    """Accounts with a balance of 100, all over the partitions. Made without haste."""
+    redis = redisclient.connect(url, try_seconds=redisclient.TRY_S_UNHURRIED)
+    balances = Balances(redis)
+    directory = Directory(redis, balances, Upstreams(redis))
     accounts = [ids.new_account_id() for _ in range(count)]
     for number, account_id in enumerate(accounts):
         entity = Account(id=account_id, name="", created_at_ms=1)
         await directory.apply(ControlChanged(entity=entity, actor="", reason="", at_ms=1), number + 1)
     await asyncio.gather(*(balances.credit(one, "cred_1", 100) for one in accounts))
+    await redis.aclose()
     return accounts
 
 
 async def test_accounts_of_all_partitions_at_once(cluster: Cluster) -> None:
     redis = redisclient.connect(cluster.url, try_seconds=redisclient.TRY_S_UNHURRIED)
     balances = Balances(redis)
-    accounts = await funded(balances, Directory(redis, balances, Upstreams(redis)), 100)
+    accounts = await funded(cluster.url, 100)
     events = [Settlement(account, ids.new_request_id(), 3, 1) for account in accounts for _ in range(10)]
     assert set(await asyncio.gather(*(balances.settle(event) for event in events))) == {"APPLIED"}
     assert set(await asyncio.gather(*(balances.settle(event) for event in events))) == {"DUPLICATE"}
@@ -87,7 +91,7 @@ async def test_accounts_of_all_partitions_at_once(cluster: Cluster) -> None:
 async def test_scripts_that_one_node_has_lost_are_told_to_it_again(cluster: Cluster) -> None:
     redis = redisclient.connect(cluster.url, try_seconds=redisclient.TRY_S_UNHURRIED)
     balances = Balances(redis)
-    accounts = await funded(balances, Directory(redis, balances, Upstreams(redis)), 30)
+    accounts = await funded(cluster.url, 30)
     with Redis(port=cluster.ports[1]) as node:
         node.script_flush()
     events = [Settlement(account, ids.new_request_id(), 3, 1) for account in accounts]
@@ -100,7 +104,7 @@ async def test_scripts_that_one_node_has_lost_are_told_to_it_again(cluster: Clus
 async def test_a_node_that_is_gone_takes_only_its_own_accounts_with_it(cluster: Cluster, frozen: bool) -> None:
     redis = redisclient.connect(cluster.url)
     balances = Balances(redis)
-    accounts = await funded(balances, Directory(redis, balances, Upstreams(redis)), 60)
+    accounts = await funded(cluster.url, 60)
     gone = cluster.nodes[1]
     os.kill(gone.pid, signal.SIGSTOP if frozen else signal.SIGKILL)
     events = [Settlement(account, ids.new_request_id(), 3, 1) for account in accounts]
@@ -162,9 +166,10 @@ def watched(tmp_path: Path) -> Iterator[Watched]:
 
 
 async def test_after_a_failover_calls_go_to_the_new_master(watched: Watched) -> None:
-    redis = redisclient.connect(f"redis-sentinel://127.0.0.1:{watched.sentinel_port}/relay/0")
+    url = f"redis-sentinel://127.0.0.1:{watched.sentinel_port}/relay/0"
+    redis = redisclient.connect(url)
     balances = Balances(redis)
-    (account,) = await funded(balances, Directory(redis, balances, Upstreams(redis)), 1)
+    (account,) = await funded(url, 1)
     with Redis(port=watched.port) as master:
         assert master.execute_command("WAIT", 1, 5000) == 1
     os.kill(watched.master.pid, signal.SIGKILL)

@@ -6,6 +6,7 @@ import hashlib
 import logging
 from typing import Any, Final, cast
 
+import hiredis
 import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -19,25 +20,49 @@ OK: Final = [b"OK"]
 TIMEOUT_S: Final = 5
 
 
-class Pipeline:
-    """One pipeline of `Server`."""
+class Line:
+    """A connection to `Server`, which reads what was packed."""
+
+    is_connected = True
 
     def __init__(self, server: "Server") -> None:
         self._server = server
-        self._calls: list[tuple[Any, ...]] = []
+        self._replies: list[Any] = []
 
-    def execute_command(self, *arguments: Any) -> None:
-        self._calls.append(arguments)
+    async def send_packed_command(self, packed: bytes, check_health: bool) -> None:
+        reader = hiredis.Reader()
+        reader.feed(packed)
+        calls = []
+        while (call := reader.gets()) is not False:
+            calls.append(tuple(call))
+        self._replies = await self._server.run(calls)
 
-    async def execute(self, *, raise_on_error: bool) -> list[Any]:
-        assert not raise_on_error
-        return await self._server.run(self._calls)
+    async def read_response(self, disable_decoding: bool) -> Any:
+        reply = self._replies.pop(0)
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    async def disconnect(self, nowait: bool) -> None: ...
+
+
+class Pool:
+    """The pool of a client, as far as lines are made from it."""
+
+    def __init__(self, server: "Server") -> None:
+        self.connection_kwargs: dict[str, Any] = {}
+        self._in_use_connections: set[Line] = set()
+        self._server = server
+
+    def connection_class(self, **settings: Any) -> Line:
+        return Line(self._server)
 
 
 class Server:
     """Redis, as far as `Scripts` sees it: answers by key, notes what it executed."""
 
     def __init__(self) -> None:
+        self.connection_pool = Pool(self)
         self.pipelines: list[int] = []
         self.executed: list[str] = []
         self.under_way = self.under_way_max = self.loads = 0
@@ -47,10 +72,6 @@ class Server:
         self.hold = asyncio.Event()
         self.hold.set()
         self.fails: Exception | None = None
-
-    def pipeline(self, *, transaction: bool) -> Pipeline:
-        assert not transaction
-        return Pipeline(self)
 
     async def run(self, calls: list[tuple[Any, ...]]) -> list[Any]:
         self.pipelines.append(len(calls))
@@ -65,8 +86,8 @@ class Server:
             self.under_way -= 1
 
     def _reply(self, call: tuple[Any, ...]) -> Any:
-        key = str(call[3]).rpartition(":")[2]
-        if call[0] == "EVAL":
+        key = call[3].decode()
+        if call[0] == b"EVAL":
             assert b"redis.call" in call[1]
             self.loads += 1
             self.forgetful.clear()
