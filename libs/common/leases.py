@@ -195,7 +195,7 @@ class Leases:
                     self._members[key_id] = reply[1].decode()
         raise StoreUnavailable("the key is being moved from member to member")
 
-    # Not coroutines: the call goes out in this turn of the loop, also from where nothing may be awaited. Each gives b"OK", or
+    # Not coroutines: the call goes out in a moment, also from where nothing may be awaited. Each gives b"OK", or
     # b"LOST" if there is no such lease open; who does not wait for it hands it to `scripts.heed`.
 
     def renew(self, lease: Lease, *, input_tokens: int | None = None, in_flight: bool = True) -> Answered:
@@ -203,7 +203,15 @@ class Leases:
         keys = _lease_keys(lease)
         told = "" if input_tokens is None else str(input_tokens)
         return self._scripts.call(
-            "renew", len(keys), *keys, lease.request_id, _entry(lease), self._lease_ms, told, "1" if in_flight else "0"
+            "renew",
+            len(keys),
+            *keys,
+            lease.request_id,
+            _entry(lease),
+            self._lease_ms,
+            told,
+            "1" if in_flight else "0",
+            patient=True,
         )
 
     def finish(self, lease: Lease, *, input_tokens: int, output_tokens: int, cost_nanos: int | None) -> Answered:
@@ -242,6 +250,7 @@ class Leases:
             str(output_tokens),
             "" if cost_nanos is None else str(cost_nanos),
             "1" if void else "0",
+            patient=not void,
         )
 
     async def _read(self, names: Sequence[tuple[str, ...]]) -> list[Expired | None]:

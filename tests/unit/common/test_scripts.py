@@ -231,3 +231,25 @@ async def test_a_script_begins_with_what_it_includes() -> None:
     admit = Scripts(cast("Redis", Server()))._source("admit")[1]
     assert admit.index(b"local function periods_at") < admit.index(b"local time = redis.call('TIME')")
     assert hashlib.sha1(admit).hexdigest() == Scripts(cast("Redis", Server()))._source("admit")[0]
+
+
+async def test_a_patient_call_travels_with_the_next_one_and_before_it() -> None:
+    server = Server()
+    scripts = Scripts(cast("Redis", server))
+    patient = scripts.call("settle", 1, "acct_patient", patient=True)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert server.pipelines == []
+    await scripts.call("settle", 1, "acct_hasty")
+    assert patient.done()
+    assert (server.pipelines, server.executed) == ([2], ["acct_patient", "acct_hasty"])
+
+
+async def test_a_patient_call_does_not_wait_for_long() -> None:
+    server = Server()
+    scripts = Scripts(cast("Redis", server))
+    async with asyncio.timeout(0.5):
+        await scripts.call("settle", 1, "acct_1", patient=True)
+    heed(scripts.call("settle", 1, "acct_2", patient=True))
+    await scripts.drain()
+    assert server.executed == ["acct_1", "acct_2"]
