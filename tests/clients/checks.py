@@ -67,6 +67,7 @@ def typescript_sdk(bench: Bench) -> Iterator[dict[str, Any]]:
         command = [bench.installed.node, str(bench.installed.script), json.dumps(argument)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=_SDK_S_MAX)
     assert done.returncode == 0, done.stderr[-2000:]
+    bench.relay.forget_breakers()
     yield from (json.loads(line) for line in done.stdout.splitlines())
     rows = bench.relay.rows(account, SDK_ROWS)
     assert {row["client"] for row in rows} == {"anthropic-typescript"}
