@@ -10,6 +10,8 @@ from services.gateway.headers import Headers
 Networks = tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]
 _MAPPED: Final = "0" * 20 + "ffff"
 _HOPS_MAX: Final = 32
+_HOP_BYTES_MAX: Final = 64
+"""An address with its port is shorter; what is remembered of a header has a bound."""
 
 
 def trusted_networks(setting: str) -> Networks:
@@ -26,7 +28,7 @@ def caller_address(peer: str | None, headers: Headers, trusted: Networks) -> str
     for hop in reversed(listed.decode("ascii", "replace").split(",")[-_HOPS_MAX:]):
         if not hop.strip():
             continue
-        address = _parsed(hop.strip())
+        address = _parsed(hop.strip()[:_HOP_BYTES_MAX])
         if not _is_trusted(address, trusted):
             return address
     return address

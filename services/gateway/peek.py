@@ -7,6 +7,7 @@ brackets and strings do not close, is refused; what is wrong inside a value is t
 
 import math
 import re
+from collections import Counter
 from typing import Any, Final
 
 import msgspec
@@ -20,19 +21,29 @@ _CACHE_WORDS: Final = (b"cache_control", b"ttl", b"1h")
 _BASE64_BEGUN: Final = re.compile(rb'"data"\s*+:\s*+"(?P<media>(?P<pdf>JVBERi)?[A-Za-z0-9+/=_\\-]{256})')
 """A PDF begins with `%PDF-`."""
 _ASCII: Final = bytes(range(128))
-_BYTES_PER_TOKEN: Final = 4.0
+_BYTES_PER_TOKEN: Final = 3.8
 _BYTES_BEYOND_ASCII: Final = 2.4
-_BASE_TOKENS: Final = 8
-_ROLE_BYTES: Final = 22
-_TYPE_BYTES: Final = 17
+_BASE_TOKENS: Final = 6
+_ROLE_BYTES: Final = 25
+_TYPE_BYTES: Final = 24
 """What a message and a block have around their text."""
 _TOOLS_TOKENS: Final = 450
 """The system prompt the API adds where there are tools."""
 _TOOL_BYTES_PER_TOKEN: Final = 2.8
-_SERVER_TOOL: Final = re.compile(rb'"type"\s*+:\s*+"[a-z0-9_]+_20\d{6}"')
+_SERVER_TOOL: Final = re.compile(rb'"type"\s*+:\s*+"([a-z0-9_]+)_20\d{6}"')
 _SERVER_TOOL_TOKENS: Final = 1700
-"""What the API says of a tool of its own."""
+_SERVER_TOOLS_TOKENS: Final = {
+    b"tool_search_tool_regex": 200,
+    b"tool_search_tool_bm25": 200,
+    b"web_fetch": 400,
+    b"advisor": 600,
+}
+"""What the API says of a tool of its own: most are like web_search."""
 _FEATURE_TOKENS: Final = {"thinking": 28, "context_management": 70, "mcp_servers": 1700}
+_CITATIONS: Final = re.compile(rb'"citations"\s*+:\s*+\{')
+_CITATIONS_TOKENS: Final = 500
+"""What the API says of quoting a document."""
+_REFERENCES: Final = (b'"file_id"', b'"type":"url"', b'"type": "url"')
 _REFERENCE_TOKENS: Final = 800
 """An image or a document that is not in the body."""
 _IMAGE_TOKENS: Final = 1600
@@ -235,33 +246,37 @@ def _estimate(top: dict[str, Any], body: bytes) -> int:
     """
     talk = bytes(top.get("messages", b"")) + bytes(top.get("system", b""))
     tools = bytes(top.get("tools", b""))
-    media_bytes, media_tokens = _media(body)
+    media_bytes, source_tokens = _sources(talk) if b'"source"' in talk else (0, 0)
     scaffold = _ROLE_BYTES * talk.count(b'"role"') + _TYPE_BYTES * talk.count(b'"type"')
     text = max(len(talk) - media_bytes - scaffold, 0)
     # a letter beyond ASCII has two to four bytes, and is worth about a token with three
     beyond_ascii = 0 if talk.isascii() else len(talk.translate(None, _ASCII))
-    tokens = _BASE_TOKENS + media_tokens + (text - beyond_ascii) / _BYTES_PER_TOKEN + beyond_ascii / _BYTES_BEYOND_ASCII
+    tokens = (
+        _BASE_TOKENS + source_tokens + (text - beyond_ascii) / _BYTES_PER_TOKEN + beyond_ascii / _BYTES_BEYOND_ASCII
+    )
     if len(tools) > len(b"[]"):
-        served = len(_SERVER_TOOL.findall(tools))
-        tokens += _TOOLS_TOKENS + len(tools) / _TOOL_BYTES_PER_TOKEN + _SERVER_TOOL_TOKENS * served
-    tokens += _REFERENCE_TOKENS * (talk.count(b'"file_id"') + talk.count(b'"type":"url"'))
+        tokens += _TOOLS_TOKENS + len(tools) / _TOOL_BYTES_PER_TOKEN
+        for kind, count in Counter(_SERVER_TOOL.findall(tools)).items():
+            tokens += count * _SERVER_TOOLS_TOKENS.get(kind, _SERVER_TOOL_TOKENS)
     for name, more in _FEATURE_TOKENS.items():
         if name in top:
             tokens += more
     return math.ceil(tokens)
 
 
-def _media(body: bytes) -> tuple[int, int]:
-    """Bytes of base64 in a body, and the tokens they stand for."""
-    found, tokens = 0, 0
-    begun = _BASE64_BEGUN.search(body) if b'"base64"' in body else None
+def _sources(talk: bytes) -> tuple[int, int]:
+    """Where there are images or documents: bytes of base64, and the tokens of these and of what stands elsewhere."""
+    found, tokens = 0, _REFERENCE_TOKENS * sum(map(talk.count, _REFERENCES))
+    if _CITATIONS.search(talk):
+        tokens += _CITATIONS_TOKENS
+    begun = _BASE64_BEGUN.search(talk) if b'"base64"' in talk else None
     while begun:
-        end = body.find(b'"', begun.end())
-        size = (end if end >= 0 else len(body)) - begun.start("media")
+        end = talk.find(b'"', begun.end())
+        size = (end if end >= 0 else len(talk)) - begun.start("media")
         found += size
         if begun["pdf"]:
             tokens += _PAGE_TOKENS * (1 + size // _PAGE_BYTES)
         else:
             tokens += min(_IMAGE_TOKENS, math.ceil(size / _IMAGE_BYTES_PER_TOKEN))
-        begun = _BASE64_BEGUN.search(body, begun.start("media") + size)
+        begun = _BASE64_BEGUN.search(talk, begun.start("media") + size)
     return found, tokens

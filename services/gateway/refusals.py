@@ -52,7 +52,9 @@ def _error(refused: Refused, book: PriceBook | None, ask: Ask | None) -> RelayEr
         case "balance":
             return _too_little(refused, book, ask)
         case "budget":
-            return RateLimited(_budget(refused) + " " + _until(refused), retry_after_s=None)
+            left = max(refused.limit - refused.value, 0)
+            fits = _max_tokens_for(left, refused, book, ask)
+            return RateLimited(f"{_budget(refused)} {_until(refused, fits)}", retry_after_s=None)
         case _:
             return _passing(refused)
 
@@ -100,17 +102,15 @@ def _budget(refused: Refused) -> str:
     return f"{text}, and this request may cost up to {needed} USD."
 
 
-def _until(refused: Refused) -> str:
-    if not refused.reset_s:
-        return "It does not reset; ask the owner of the account to raise it."
-    return f"It resets at {clock.iso_utc(refused.reset_s * 1000)}; a smaller max_tokens may fit until then."
+def _until(refused: Refused, fits: int) -> str:
+    reset = f"resets at {clock.iso_utc(refused.reset_s * 1000)}" if refused.reset_s else "does not reset"
+    smaller = f"Send max_tokens of at most {fits}, or ask" if fits else "Ask"
+    return f"It {reset}. {smaller} the owner of the account to raise it."
 
 
 def _too_little(refused: Refused, book: PriceBook | None, ask: Ask | None) -> InsufficientBalance:
     needed, available = money.format_usd(refused.needed), money.format_usd(refused.limit)
-    fits = None
-    if book is not None and ask is not None:
-        fits = hold.max_tokens_affordable(book, ask, refused.limit, refused.multiplier_ppm)
+    fits = _max_tokens_for(refused.limit, refused, book, ask)
     what_to_do = "Add credit to the account"
     if fits:
         what_to_do += f", or send max_tokens of at most {fits}"
@@ -118,8 +118,15 @@ def _too_little(refused: Refused, book: PriceBook | None, ask: Ask | None) -> In
         f"Your balance is too low: this request may cost up to {needed} USD, and {available} USD is available. {what_to_do}.",
         needed_usd=needed,
         available_usd=available,
-        max_tokens_affordable=fits or 0,
+        max_tokens_affordable=fits,
     )
+
+
+def _max_tokens_for(available_nanos: int, refused: Refused, book: PriceBook | None, ask: Ask | None) -> int:
+    """What the same request may ask for and pass; 0 if it cannot."""
+    if book is None or ask is None:
+        return 0
+    return hold.max_tokens_affordable(book, ask, available_nanos, refused.multiplier_ppm) or 0
 
 
 def _capital(text: str) -> str:

@@ -1,9 +1,11 @@
 """Where a caller is: never where he says he is, unless a load balancer of ours says so."""
 
+import tracemalloc
+
 import pytest
 
 from libs.common.addresses import UNKNOWN, hex_address
-from services.gateway.callers import caller_address, throttle_group, trusted_networks
+from services.gateway.callers import _parsed, caller_address, throttle_group, trusted_networks
 
 OURS = trusted_networks("10.0.0.0/8, 2001:db8:ff::/48")
 
@@ -38,6 +40,18 @@ def test_the_address_of_a_caller(peer: str, forwarded: list[str], expected: str)
 @pytest.mark.parametrize("odd", ["unknown", "_hidden", "1.2.3.4.5", "\xff", "<script>", "a" * 10_000])
 def test_who_is_behind_nonsense_is_unknown_and_not_somebody_further_left(odd: str) -> None:
     assert caller_address("10.1.1.1", [(b"x-forwarded-for", f"192.0.2.1, {odd}".encode("latin-1"))], OURS) == UNKNOWN
+
+
+def test_of_a_long_header_little_is_remembered() -> None:
+    _parsed.cache_clear()
+    for number in range(100):
+        seen("10.1.1.1", f"{number}" + "x" * 60_000)
+    tracemalloc.start()
+    for number in range(100, 200):
+        seen("10.1.1.1", f"{number}" + "x" * 60_000)
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert kept < 200_000
 
 
 def test_a_socket_without_an_address() -> None:

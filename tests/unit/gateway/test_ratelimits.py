@@ -8,7 +8,7 @@ from libs.common.leases import Figures, Window
 from services.gateway.ratelimits import headers
 
 FULL = Figures(
-    Window(1000, 999, 1_755_776_517), Window(2_000_000, 1_999_000, 1_755_776_518), Window(400_000, 0, 1_755_776_522)
+    Window(1000, 999, 1_755_776_517), Window(2_000_000, 1_999_000, 1_755_776_518), Window(400_000, 70, 1_755_776_522)
 )
 
 
@@ -22,10 +22,10 @@ def test_three_headers_for_each_window_and_their_sum() -> None:
         "anthropic-ratelimit-input-tokens-remaining": "1999000",
         "anthropic-ratelimit-input-tokens-reset": "2025-08-21T11:41:58Z",
         "anthropic-ratelimit-output-tokens-limit": "400000",
-        "anthropic-ratelimit-output-tokens-remaining": "0",
+        "anthropic-ratelimit-output-tokens-remaining": "70",
         "anthropic-ratelimit-output-tokens-reset": "2025-08-21T11:42:02Z",
         "anthropic-ratelimit-tokens-limit": "2400000",
-        "anthropic-ratelimit-tokens-remaining": "1999000",
+        "anthropic-ratelimit-tokens-remaining": "1999070",
         "anthropic-ratelimit-tokens-reset": "2025-08-21T11:42:02Z",
     }
 

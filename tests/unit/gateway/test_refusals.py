@@ -104,6 +104,19 @@ def test_a_spent_budget() -> None:
     assert "retry-after" not in error.headers
     assert error.message.startswith("The monthly budget of this member is 1.00 USD a month; 1.00 USD is spent")
     assert "resets at 2025-11-24T16:00:00" in error.message
+    assert "max_tokens" not in error.message
+
+
+def test_a_budget_that_is_not_quite_spent_says_what_still_fits() -> None:
+    one = refused("budget", detail="day", limit=10**9, value=995_000_000, needed=15_300_000, multiplier_ppm=1_000_000)
+    error = refusal(one, book=BOOK, ask=ask())
+    assert "Send max_tokens of at most 313, or ask the owner" in error.message
+
+
+@pytest.mark.parametrize("spent", [10**9, 2 * 10**9])
+def test_a_budget_that_is_spent_to_the_end_promises_nothing(spent: int) -> None:
+    one = refused("budget", detail="day", limit=10**9, value=spent, needed=15_300_000, multiplier_ppm=1_000_000)
+    assert "max_tokens" not in refusal(one, book=BOOK, ask=ask()).message
 
 
 def test_a_total_budget_does_not_reset() -> None:
