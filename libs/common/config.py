@@ -37,6 +37,8 @@ class StoreConfig(msgspec.Struct, frozen=True, kw_only=True):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     shutdown_seconds: Annotated[int, msgspec.Meta(ge=0, le=86_400)] = 30
     """How long running work may take to end after SIGTERM."""
+    failpoints: str = ""
+    """For tests only: where this process is to die or fail (libs/common/failpoints.py)."""
 
 
 class GatewayConfig(StoreConfig, frozen=True, kw_only=True):
@@ -80,8 +82,10 @@ class GatewayConfig(StoreConfig, frozen=True, kw_only=True):
     """How many such streams at once; beyond it they are cancelled and estimated."""
     error_body_bytes_max: Count = 1024 * 1024
     """How much of an upstream error is read before it is judged."""
-    unpublished_events_max: Count = 100_000
-    """Events waiting for NATS; when full, new requests are answered 529."""
+    spool_directory: Annotated[str, msgspec.Meta(min_length=1)] = "spool"
+    """Where requests are noted before they are sent, and kept until NATS has acknowledged them. One per gateway process."""
+    spool_bytes_max: Annotated[int, msgspec.Meta(ge=2**20, le=2**50)] = 1024 * 1024 * 1024
+    """When 95 % of it are used, new requests are answered 529."""
 
 
 class AccountingConfig(StoreConfig, frozen=True, kw_only=True):
@@ -93,6 +97,16 @@ class AccountingConfig(StoreConfig, frozen=True, kw_only=True):
     batch_seconds: Seconds = 0.2
     reap_seconds: Seconds = 5.0
     """How often leases of dead gateways are looked for."""
+    rewind_seconds: Annotated[int, msgspec.Meta(ge=1, le=86_400)] = 900
+    """How far back usage and control are settled again when Redis was restarted or failed over."""
+    rollup_seconds: Seconds = 5.0
+    """How often the hourly sums are made anew where rows have come."""
+    clickhouse_cluster: Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9_-]*\Z")] = ""
+    """Name of the ClickHouse cluster: tables are replicated over it. Empty: one node."""
+    ledger_partition: Literal["month", "week", "day"] = "month"
+    """What one partition of the ledger holds; decided when the table is made."""
+    ledger_detail_days: Annotated[int, msgspec.Meta(ge=0, le=36_500)] = 0
+    """After how many days the details of a row are emptied; its amounts stay. 0: never."""
     stream_replicas: Annotated[int, msgspec.Meta(ge=1, le=5)] = 1
     stream_bytes_max: Count = 2 * 1024 * 1024 * 1024
 

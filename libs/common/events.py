@@ -32,6 +32,17 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     """Until status and headers were there, or the failure was."""
 
 
+class Correction(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a version beyond the live end exists: a price or a count was wrong. Receipts show both amounts."""
+
+    version: int
+    """The version it corrects."""
+    total_nanos: int
+    """What that version cost."""
+    reason: str
+    actor: str
+
+
 class UsageRecorded(msgspec.Struct, frozen=True, kw_only=True):
     """One admitted message request has ended. Equal (request_id, version) is the same event; a higher version wins."""
 
@@ -66,6 +77,8 @@ class UsageRecorded(msgspec.Struct, frozen=True, kw_only=True):
     bytes_out: int = 0
     client: str = ""
     """Client family, e.g. `claude-code`, `anthropic-python`; never the raw user agent."""
+    corrects: Correction | None = None
+    """Of versions from VERSION_CORRECTION_MIN on."""
 
 
 class Account(msgspec.Struct, frozen=True, kw_only=True, tag="account"):
@@ -145,7 +158,25 @@ class Credit(msgspec.Struct, frozen=True, kw_only=True, tag="credit"):
     created_at_ms: int
 
 
-Entity = Account | ApiKey | Credit | Member | UpstreamCredential
+class Repair(msgspec.Struct, frozen=True, kw_only=True, tag="repair"):
+    """An entry that brings a number in Redis back to what archive and log say. The archive itself is never changed by it.
+
+    It concerns one hash: the account's, or, if one of them is named, a key's or a member's. Amounts are differences in
+    nano-dollars; the balance changes by granted - spent.
+    """
+
+    id: str
+    account_id: str
+    key_id: str = ""
+    member_id: str = ""
+    granted_nanos: int = 0
+    spent_nanos: int = 0
+    held_nanos: int = 0
+    reason: str
+    created_at_ms: int
+
+
+Entity = Account | ApiKey | Credit | Member | Repair | UpstreamCredential
 
 
 class ControlChanged(msgspec.Struct, frozen=True, kw_only=True):
@@ -205,3 +236,8 @@ def message_id(events: Sequence[UsageRecorded]) -> str:
     """
     names = ",".join(f"{event.request_id}:{event.version}" for event in events)
     return hashlib.sha256(names.encode()).hexdigest()[:32]
+
+
+def payload_id(payload: bytes) -> str:
+    """`Nats-Msg-Id` of a payload whose events are not at hand one by one: what is repeated is the same, byte for byte."""
+    return hashlib.sha256(payload).hexdigest()[:32]

@@ -16,16 +16,18 @@ from libs.common.leases import Admission, Checked, Granted, Leases, Refused
 from libs.common.pricebook import PriceBook
 from libs.common.pricing import can_price
 from libs.common.scripts import StoreUnavailable
-from services.gateway import callers, hold, refusals
+from services.gateway import callers, hold, recovery, refusals
 from services.gateway.headers import Headers, credential
 from services.gateway.keeper import LeaseKeeper
 from services.gateway.peek import Ask
+from services.gateway.spool import Spool
 
 _KNOWN_KEYS_MAX: Final = 100_000
 _BLOCKED_MAX: Final = 10_000
 _NO_KEY: Final = "No API key. Send your key as x-api-key or as Authorization: Bearer."
 _BAD_KEY: Final = "Invalid API key. Check that it is complete; keys of this relay start with sk-cr-."
 _STORE_AWAY: Final = "The relay cannot check keys right now. Nothing was charged; please try again."
+_SPOOL_FULL: Final = "The relay cannot record usage right now. Nothing was charged; please try again."
 _TOO_MANY_KEYS: Final = (
     "Too many API keys that do not exist were tried from this address. Check your key, then try again."
 )
@@ -62,6 +64,7 @@ class Gate:
         directory: Directory,
         leases: Leases,
         keeper: LeaseKeeper,
+        spool: Spool,
         book: PriceBook,
         *,
         unknown_keys_per_minute: int,
@@ -69,6 +72,7 @@ class Gate:
         self._directory = directory
         self._leases = leases
         self._keeper = keeper
+        self._spool = spool
         self._book = book
         self._unknown_keys_per_minute = unknown_keys_per_minute
         self._known: dict[str, Principal] = {}
@@ -93,7 +97,10 @@ class Gate:
 
     async def admit(self, request: Request) -> Granted:
         """Let a message request through, or raise the RelayError that says why not: then nothing is taken or charged."""
+        if self._spool.is_full:
+            raise Overloaded(_SPOOL_FULL)
         principal = request.principal
+        memo = self._memo(request)
         admission = Admission(
             request_id=request.id,
             account_id=principal.account_id,
@@ -102,7 +109,7 @@ class Gate:
             models=request.models,
             input_tokens=request.ask.input_estimated_tokens,
             hold_nanos=hold.hold_nanos(self._book, request.ask),
-            memo=self._memo(request),
+            memo=memo,
         )
         try:
             decision = await self._leases.admit(admission)
@@ -114,6 +121,7 @@ class Gate:
         if isinstance(decision, Refused):
             raise refusals.refusal(decision, book=self._book, ask=request.ask)
         self._keeper.keep(decision.lease)
+        self._spool.open(request.id, recovery.open_note(decision.lease.member_id, decision.multiplier_ppm, memo))
         return decision
 
     async def check(self, principal: Principal, address: str, models: tuple[str, ...] = ()) -> Checked:

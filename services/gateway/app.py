@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Final
 
 import httpx2
 from nats.aio.client import Client
@@ -13,8 +15,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from libs.common import failpoints, pricebook, redisclient, streams
 from libs.common import metrics as metric_names
-from libs.common import pricebook, redisclient, streams
 from libs.common.balances import Balances
 from libs.common.config import ConfigError, GatewayConfig
 from libs.common.directory import Directory
@@ -25,7 +27,7 @@ from libs.common.runtime import spawn
 from libs.common.scripts import Scripts, StoreUnavailable
 from libs.common.sealing import Sealer
 from libs.common.upstreams import Upstreams
-from services.gateway import callers
+from services.gateway import callers, recovery
 from services.gateway.admission import Gate
 from services.gateway.cycle import BodyBudget
 from services.gateway.exchange import Drains, Services
@@ -34,7 +36,10 @@ from services.gateway.keeper import LeaseKeeper
 from services.gateway.pool import Pool
 from services.gateway.proxy import Proxy
 from services.gateway.publisher import Publisher
+from services.gateway.spool import Spool
 from services.gateway.transport import TransportConfig, UpstreamTransport
+
+_REPLAY_S: Final = 5.0
 
 
 def create_app(
@@ -45,6 +50,7 @@ def create_app(
     transport: httpx2.AsyncBaseTransport | None = None,
 ) -> ASGIApp:
     """The ASGI application. `transport` replaces the way to the upstream in tests. Raises ConfigError."""
+    _arm(config)
     book = pricebook.load()
     trusted_proxies = _trusted_proxies(config)
     redis = redisclient.connect(config.redis_url)
@@ -53,7 +59,8 @@ def create_app(
     leases = Leases(redis, scripts, lease_ms=config.lease_seconds * 1000)
     keeper = LeaseKeeper(leases, metrics, lease_seconds=config.lease_seconds)
     broker = Client()
-    publisher = Publisher(broker.jetstream(), metrics, unpublished_max=config.unpublished_events_max)
+    spool = Spool(Path(config.spool_directory), metrics, bytes_max=config.spool_bytes_max)
+    publisher = Publisher(broker.jetstream(), metrics, spool, is_connected=lambda: broker.is_connected)
     ways = _Ways(config, metrics)
     pool = Pool(
         config,
@@ -67,6 +74,7 @@ def create_app(
         pool=pool,
         keeper=keeper,
         publisher=publisher,
+        spool=spool,
         metrics=metrics,
         drains=Drains(metrics, count_max=config.drains_max, seconds=config.drain_seconds),
         config=config,
@@ -76,7 +84,7 @@ def create_app(
     directory = Directory(redis, Balances(redis, scripts), upstreams, scripts)
     return Proxy(
         local=Starlette(routes=_local_routes(redis, broker, metrics), lifespan=lifespan),
-        gate=Gate(directory, leases, keeper, book, unknown_keys_per_minute=config.unknown_keys_per_minute),
+        gate=Gate(directory, leases, keeper, spool, book, unknown_keys_per_minute=config.unknown_keys_per_minute),
         services=services,
         free=FreePaths(pool, config, book, metrics),
         book=book,
@@ -90,23 +98,26 @@ def create_app(
 def _lifespan(
     services: Services, broker: Client, redis: RedisClient, scripts: Scripts
 ) -> Callable[[Starlette], AbstractAsyncContextManager[None]]:
-    config, pool, keeper = services.config, services.pool, services.keeper
+    config, pool, keeper, publisher = services.config, services.pool, services.keeper, services.publisher
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        publisher.resume(recovery.recover(services.spool, services.metrics))
         connecting = spawn(streams.connect(config.nats_url, name="relay-gateway", client=broker), name="nats-connect")
         with contextlib.suppress(StoreUnavailable):  # it is tried again every second
             await pool.refresh()
         running = [spawn(keeper.run(), name="keep-leases"), spawn(pool.run(), name="follow-upstreams")]
+        await publisher.flush(_REPLAY_S)  # what was left goes first; NATS away does not keep us from serving
         try:
             yield
         finally:
-            await services.publisher.flush(config.shutdown_seconds)
+            await publisher.flush(config.shutdown_seconds)
             for task in (connecting, *running):
                 task.cancel()
             await asyncio.wait([connecting, *running])
             await keeper.close()
             await streams.close(broker)
+            await services.spool.aclose()
             await pool.aclose()
             await scripts.drain()
             await redis.aclose()
@@ -119,6 +130,13 @@ def _trusted_proxies(config: GatewayConfig) -> callers.Networks:
         return callers.trusted_networks(config.trusted_proxies)
     except ValueError as error:
         raise ConfigError(f"RELAY_TRUSTED_PROXIES cannot be read: {error} (docs/configuration.md)") from None
+
+
+def _arm(config: GatewayConfig) -> None:
+    try:
+        failpoints.arm_all(config.failpoints)
+    except ValueError as error:
+        raise ConfigError(f"RELAY_FAILPOINTS cannot be read: {error}") from None
 
 
 def _local_routes(redis: RedisClient, broker: Client, metrics: Metrics) -> list[Route]:

@@ -20,7 +20,7 @@ from libs.common.metrics import Metrics
 from libs.common.pricing import Unpriced, price_event
 from libs.common.runtime import spawn
 from libs.common.usage import UsageUnreadable
-from services.gateway import asgi, masks, outcome, ratelimits
+from services.gateway import asgi, masks, outcome, ratelimits, recovery
 from services.gateway.admission import Request
 from services.gateway.attempts import Attempts
 from services.gateway.headers import caller_response, value
@@ -30,6 +30,7 @@ from services.gateway.outcome import Ending, Verdict
 from services.gateway.pool import Pool
 from services.gateway.publisher import Publisher
 from services.gateway.screen import ErrorScreen
+from services.gateway.spool import Spool
 from services.gateway.upstream import Call, explain
 
 _log: Final = logging.getLogger("relay.exchange")
@@ -57,6 +58,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     pool: Pool
     keeper: LeaseKeeper
     publisher: Publisher
+    spool: Spool
     metrics: Metrics
     drains: Drains
     config: GatewayConfig
@@ -183,7 +185,7 @@ class Exchange:
                 finally:  # what came from the upstream counts, also if the time was up while the caller did not take it
                     meter.feed(chunk)
                 if not self._input_known and self._reading.usage_start is not None:
-                    self._correct_input(self._reading.usage_start)
+                    self._note_start(self._reading.usage_start)
         except httpx2.TransportError as error:
             _log.warning("%s: upstream broke inside a stream: %s", self._request_id, type(error).__name__)
             self._services.metrics.add("relay_upstream_errors_total", "broken_stream")
@@ -245,9 +247,10 @@ class Exchange:
     def _elapsed_us(self) -> int:
         return int((time.monotonic() - self._started) * 1_000_000)
 
-    def _correct_input(self, usage: dict[str, Any]) -> None:
+    def _note_start(self, usage: dict[str, Any]) -> None:
         """`message_start` has told the true input: from now on it counts instead of the estimate."""
         self._input_known = True
+        self._services.spool.usage(self._request_id, recovery.usage_note(self._reading.model, usage))
         input_tokens, _ = outcome.tokens_for_limits(usage)
         self._services.keeper.correct(self._granted.lease, input_tokens)
 

@@ -32,7 +32,6 @@ _TOO_FULL: Final = "The relay is busy with other requests. Nothing was charged; 
 _ACCOUNT_TOO_FULL: Final = "This account has too many large requests under way. Nothing was charged; please try again."
 _ACCOUNTS_SHARE: Final = 4
 """One account may hold this part of the bytes that all may hold."""
-_EVENTS_AWAY: Final = "The relay cannot record usage right now. Nothing was charged; please try again."
 _REFUSALS: Final[dict[int, type[RelayError]]] = {400: BadRequest, 404: NotFound, 405: MethodNotAllowed}
 
 
@@ -118,8 +117,6 @@ class Proxy:
                 client=client_family(headers),
                 bytes_in=len(body),
             )
-            if self._services.publisher.is_full:
-                raise Overloaded(_EVENTS_AWAY)
             granted = await self._gate.admit(request)
             call = Call(
                 method="POST",

@@ -1,4 +1,4 @@
-"""Takes usage events from requests and brings them to JetStream. No caller ever waits for it.
+"""Takes usage events from requests and brings them from the spool to JetStream. No caller ever waits for it.
 
 Events that arrive while others are on their way travel together, one message a partition: a single node that syncs every
 message takes few messages a second but many events (RELIABILITY.md, publishing).
@@ -7,7 +7,7 @@ message takes few messages a second but many events (RELIABILITY.md, publishing)
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 import msgspec
@@ -15,16 +15,18 @@ import nats.errors
 from nats.js.api import PubAck
 from nats.js.errors import APIError
 
-from libs.common import events, ids, subjects
+from libs.common import events, failpoints, ids, subjects
 from libs.common.events import UsageRecorded
 from libs.common.metrics import Metrics
 from libs.common.runtime import spawn
 from services.gateway.meter import UNREADABLE_USAGE
+from services.gateway.spool import Place, Spool
 
 _log: Final = logging.getLogger("relay.publisher")
 _MESSAGES_IN_FLIGHT_MAX: Final = 16
 _EVENTS_PER_MESSAGE_MAX: Final = 200
 _MESSAGE_BYTES_MAX: Final = 512 * 1024  # nats-server takes 1 MB
+_KEPT_IN_MEMORY_MAX: Final = 1_000
 _ACK_S: Final = 5.0
 _RETRY_S_MIN: Final = 0.1
 _RETRY_S_MAX: Final = 5.0
@@ -39,14 +41,24 @@ class JetStream(Protocol):
         """Publish and wait for the server's acknowledgement."""
 
 
-class Publisher:
-    """Keeps every event until JetStream has acknowledged it, retrying for ever with the same message id."""
+class _Waiting(msgspec.Struct, frozen=True):
+    request_id: str
+    place: Place
+    event: bytes | None
+    """What stands there, as long as few are waiting: else it is read when its turn comes."""
 
-    def __init__(self, jetstream: JetStream, metrics: Metrics, *, unpublished_max: int) -> None:
+
+class Publisher:
+    """Keeps every event in the spool until JetStream has acknowledged it, retrying for ever with the same message id."""
+
+    def __init__(
+        self, jetstream: JetStream, metrics: Metrics, spool: Spool, *, is_connected: Callable[[], bool] = lambda: True
+    ) -> None:
         self._jetstream = jetstream
+        self._is_connected = is_connected
         self._metrics = metrics
-        self._unpublished_max = unpublished_max
-        self._waiting: dict[int, deque[UsageRecorded]] = {}
+        self._spool = spool
+        self._waiting: dict[int, deque[_Waiting]] = {}
         """By partition, in order of arrival."""
         self._unpublished = 0
         self._messages_in_flight = 0
@@ -54,52 +66,98 @@ class Publisher:
         self._all_published.set()
         metrics.gauge("relay_events_unpublished", lambda: self._unpublished)
 
-    @property
-    def is_full(self) -> bool:
-        """Whether no more requests should be admitted: NATS has been away for too long."""
-        return self._unpublished >= self._unpublished_max
-
     def record(self, event: UsageRecorded) -> None:
-        """Take an event. Never fails: what was admitted is recorded, also beyond the limit."""
-        self._unpublished += 1
-        self._all_published.clear()
-        self._waiting.setdefault(ids.partition(event.account_id), deque()).append(event)
+        """A request has ended. Never fails: what was admitted is recorded, also when the spool is full."""
+        encoded = events.encode_event(event)
+        if len(encoded) > _MESSAGE_BYTES_MAX:
+            encoded = events.encode_event(_cut(event))
+        partition = ids.partition(event.account_id)
+        place = self._spool.close(event.request_id, partition, encoded)
+        kept = encoded if self._unpublished < _KEPT_IN_MEMORY_MAX else None
+        self._take(partition, _Waiting(event.request_id, place, kept))
+        self._send_waiting()
+
+    def resume(self, found: Sequence[tuple[str, int, Place]]) -> None:
+        """Publish what an earlier process has left in the spool: request id, partition, and where the event stands."""
+        for request_id, partition, place in found:
+            self._take(partition, _Waiting(request_id, place, None))
         self._send_waiting()
 
     async def flush(self, timeout_s: float) -> int:
-        """Wait until everything is acknowledged; how many events are not, when the time is up."""
+        """Wait until everything is acknowledged; how many events are not, when the time is up. Those stay in the spool."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self._all_published.wait()
         except TimeoutError:
-            _log.critical("%d usage events could not be published before shutdown", self._unpublished)
+            _log.warning("%d usage events are not acknowledged yet; they stay in the spool", self._unpublished)
         return self._unpublished
+
+    def _take(self, partition: int, waiting: _Waiting) -> None:
+        self._unpublished += 1
+        self._all_published.clear()
+        self._waiting.setdefault(partition, deque()).append(waiting)
 
     def _send_waiting(self) -> None:
         while self._waiting and self._messages_in_flight < _MESSAGES_IN_FLIGHT_MAX:
             partition, queued = next(iter(self._waiting.items()))
-            batch, payload = _next_message(queued)
+            batch, payload = self._next_message(queued)
             del self._waiting[partition]
             if queued:
                 self._waiting[partition] = queued  # behind the other partitions
-            self._messages_in_flight += 1
-            spawn(self._publish(partition, batch, payload), name="publish-usage")
+            if batch:
+                self._messages_in_flight += 1
+                spawn(self._publish(partition, batch, payload), name="publish-usage")
 
-    async def _publish(self, partition: int, batch: Sequence[UsageRecorded], payload: bytes) -> None:
-        headers = {"Nats-Msg-Id": events.message_id(batch)}
+    def _next_message(self, queued: deque[_Waiting]) -> tuple[list[_Waiting], bytes]:
+        """Take from `queued` what travels in one message: at least one event, if it can be read."""
+        batch: list[_Waiting] = []
+        encoded: list[bytes] = []
+        size = 0
+        while queued and len(batch) < _EVENTS_PER_MESSAGE_MAX:
+            event = self._read(queued[0])
+            if event is None:
+                queued.popleft()
+                continue
+            size += len(event) + 1
+            if batch and size > _MESSAGE_BYTES_MAX:
+                break
+            batch.append(queued.popleft())
+            encoded.append(event)
+        return batch, events.join_usage(encoded)
+
+    def _read(self, waiting: _Waiting) -> bytes | None:
+        if waiting.event is not None:
+            return waiting.event
+        try:
+            return self._spool.read(waiting.place)
+        except OSError as error:  # the disk has lost it: the request's lease will end in a row of its own
+            self._metrics.add("relay_spool_failures_total")
+            _log.critical("the event of %s cannot be read from the spool: %s", waiting.request_id, error.strerror)
+            self._leave(1)
+            return None
+
+    async def _publish(self, partition: int, batch: Sequence[_Waiting], payload: bytes) -> None:
+        headers = {"Nats-Msg-Id": events.payload_id(payload)}
         subject = subjects.usage_subject(partition)
         delay_s = _RETRY_S_MIN
         while not await self._acknowledged(subject, payload, headers):
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * 2, _RETRY_S_MAX)
+        failpoints.reach("spool_published")
+        self._spool.done([(one.request_id, one.place) for one in batch])
         self._messages_in_flight -= 1
-        self._unpublished -= len(batch)
         self._metrics.add("relay_events_published_total", amount=len(batch))
-        if not self._unpublished:
-            self._all_published.set()
+        self._leave(len(batch))
         self._send_waiting()
 
+    def _leave(self, count: int) -> None:
+        self._unpublished -= count
+        if not self._unpublished:
+            self._all_published.set()
+
     async def _acknowledged(self, subject: str, payload: bytes, headers: dict[str, str]) -> bool:
+        if not self._is_connected():  # before its first connection nats-py 2.16 raises AssertionError, and no time-out
+            return False
         try:
             # the expected stream makes a lost stream an error instead of a message nobody keeps
             await self._jetstream.publish(
@@ -110,23 +168,6 @@ class Publisher:
             _log.warning("usage not acknowledged yet, retrying: %s", type(error).__name__)
             return False
         return True
-
-
-def _next_message(queued: deque[UsageRecorded]) -> tuple[list[UsageRecorded], bytes]:
-    """Take from `queued` what travels in one message: at least one event."""
-    batch: list[UsageRecorded] = []
-    encoded: list[bytes] = []
-    size = 0
-    while queued and len(batch) < _EVENTS_PER_MESSAGE_MAX:
-        event = events.encode_event(queued[0])
-        if len(event) > _MESSAGE_BYTES_MAX:
-            event = events.encode_event(_cut(queued[0]))
-        size += len(event) + 1
-        if batch and size > _MESSAGE_BYTES_MAX:
-            break
-        batch.append(queued.popleft())
-        encoded.append(event)
-    return batch, events.join_usage(encoded)
 
 
 def _cut(event: UsageRecorded) -> UsageRecorded:

@@ -250,6 +250,7 @@ class Relay:
         port = free_port()
         environment = environment_of(self.stores) | {
             "RELAY_GATEWAY_PORT": str(port),
+            "RELAY_SPOOL_DIRECTORY": str(self.logs / f"spool-{port}"),
             "RELAY_UPSTREAM_URL": upstream_url,
             "RELAY_UPSTREAM_API_KEY": UPSTREAM_KEY,
             "RELAY_UPSTREAM_RETRY_SECONDS": "0.02",
@@ -295,6 +296,7 @@ def running_relay(stores: dict[str, str], logs: Path, **settings: str) -> Iterat
     ports = {name: free_port() for name in ("gateway", "admin", "accounting", "simulator")}
     environment = environment_of(stores) | {
         "RELAY_GATEWAY_PORT": str(ports["gateway"]),
+        "RELAY_SPOOL_DIRECTORY": str(logs / f"spool-{ports['gateway']}"),
         "RELAY_ADMIN_PORT": str(ports["admin"]),
         "RELAY_ACCOUNTING_PORT": str(ports["accounting"]),
         "RELAY_ADMIN_TOKEN": ADMIN_TOKEN,

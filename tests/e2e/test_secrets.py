@@ -150,13 +150,13 @@ def test_the_operator_is_not_named_to_callers(planted: list[bytes]) -> None:
 
 @pytest.mark.anyio
 async def test_no_canary_anywhere(planted: list[bytes], relay: Relay, scripted_gateway: Gateway) -> None:
-    """Looks through logs, metrics and stores, and makes sure that it looks where something is."""
+    """Looks through logs, spools, metrics and stores, and makes sure that it looks where something is."""
     assert len(planted) > len(ANSWERS)
     account, key = relay.new_account()
     sha256 = apikeys.hash_key(key.encode())
     relay.rows(account, 0)
     found = {
-        "logs": b"".join(path.read_bytes() for path in relay.logs.iterdir()),
+        "logs": b"".join(path.read_bytes() for path in relay.logs.rglob("*") if path.is_file()),
         "metrics": b"".join(httpx2.get(f"{url}/metrics").content for url in metric_urls(relay, scripted_gateway)),
         "redis": await redis_contents(relay.stores["RELAY_REDIS_URL"]),
         "nats": await nats_contents(relay.stores["RELAY_NATS_URL"]),

@@ -1,7 +1,10 @@
 """A caller and an upstream made of lists of bytes, for tests of what happens between them."""
 
 import asyncio
+import shutil
+import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -13,11 +16,13 @@ from libs.common.config import GatewayConfig
 from libs.common.events import UsageRecorded
 from libs.common.leases import Figures, Granted, Lease, Window
 from libs.common.metrics import Metrics
+from services.gateway import recovery
 from services.gateway.admission import Principal, Request
 from services.gateway.exchange import Drains, Exchange, Services
 from services.gateway.peek import peek
 from services.gateway.pool import Pool
 from services.gateway.publisher import Publisher
+from services.gateway.spool import Spool
 from services.gateway.upstream import Call
 
 BODY = b'{"model":"claude-sonnet-4-6","max_tokens":100,"messages":[{"role":"user","content":"Hello"}]}'
@@ -159,6 +164,25 @@ REQUEST = Request(
 )
 
 
+_spools: list[Spool] = []
+
+
+def spool_of_its_own(metrics: Metrics) -> Spool:
+    """A spool in a new directory; it goes when the test is over (conftest.py)."""
+    spool = Spool(Path(tempfile.mkdtemp()), metrics, bytes_max=2**20)
+    spool.begin([])
+    _spools.append(spool)
+    return spool
+
+
+def remove_spools() -> None:
+    """Close and remove those of the last test."""
+    while _spools:
+        spool = _spools.pop()
+        asyncio.run(spool.aclose())
+        shutil.rmtree(spool.directory)
+
+
 class Bench:
     """One exchange between a caller and a scripted upstream."""
 
@@ -174,7 +198,9 @@ class Bench:
         self.metrics = Metrics()
         self.caller = Caller()
         self.log = Log()
-        self.publisher = Publisher(self.log, self.metrics, unpublished_max=10)
+        self.spool = spool_of_its_own(self.metrics)
+        self.spool.open(REQUEST.id, recovery.open_note("memb_1", 1_000_000, b"{}"))
+        self.publisher = Publisher(self.log, self.metrics, self.spool)
         self.drains = Drains(self.metrics, count_max=drains_max, seconds=drain_s)
         self.keeper = Keeper()
         config = GatewayConfig(
@@ -188,6 +214,7 @@ class Bench:
             pool=Pool(config, transport_for=lambda _: httpx2.MockTransport(upstream), metrics=self.metrics),
             keeper=self.keeper,  # type: ignore[arg-type]
             publisher=self.publisher,
+            spool=self.spool,
             metrics=self.metrics,
             drains=self.drains,
             config=config,

@@ -1,6 +1,7 @@
 """Events on their way to JetStream: none is lost, none is published under two ids, whatever the server answers."""
 
 import asyncio
+from pathlib import Path
 
 import nats.errors
 import pytest
@@ -12,7 +13,16 @@ from libs.common.events import UsageRecorded
 from libs.common.metrics import Metrics
 from services.gateway.meter import UNREADABLE_USAGE
 from services.gateway.publisher import Publisher
+from services.gateway.recovery import recover
+from services.gateway.spool import Place, Spool
 from tests.unit.accounting.samples import recorded
+
+
+@pytest.fixture
+async def spool(tmp_path: Path) -> Spool:
+    made = Spool(tmp_path, Metrics(), bytes_max=2**26)
+    made.begin([])
+    return made
 
 
 class Log:
@@ -43,23 +53,23 @@ class Log:
 
 
 @pytest.mark.anyio
-async def test_an_event_reaches_its_accounts_subject() -> None:
+async def test_an_event_reaches_its_accounts_subject(spool: Spool) -> None:
     log = Log()
-    publisher = Publisher(log, Metrics(), unpublished_max=10)
+    publisher = Publisher(log, Metrics(), spool)
     event = recorded()
     publisher.record(event)
     assert await publisher.flush(5) == 0
     ((subject, _, message_id),) = log.messages
     assert subject == subjects.usage_subject(ids.partition("acct_1"))
     assert log.events == [event]
-    assert message_id == events.message_id([event])
+    assert message_id == events.payload_id(events.encode_usage([event]))
 
 
 @pytest.mark.anyio
-async def test_whatever_fails_is_repeated_under_the_same_id() -> None:
+async def test_whatever_fails_is_repeated_under_the_same_id(spool: Spool) -> None:
     log = Log(nats.errors.TimeoutError(), ServerError(code=503), nats.errors.OutboundBufferLimitError(), OSError())
     metrics = Metrics()
-    publisher = Publisher(log, metrics, unpublished_max=10)
+    publisher = Publisher(log, metrics, spool)
     event = recorded()
     publisher.record(event)
     assert await publisher.flush(10) == 0
@@ -71,10 +81,10 @@ async def test_whatever_fails_is_repeated_under_the_same_id() -> None:
 
 
 @pytest.mark.anyio
-async def test_events_that_wait_travel_together_by_partition_and_in_order() -> None:
+async def test_events_that_wait_travel_together_by_partition_and_in_order(spool: Spool) -> None:
     hold = asyncio.Event()
     log = Log(hold=hold)
-    publisher = Publisher(log, Metrics(), unpublished_max=10_000)
+    publisher = Publisher(log, Metrics(), spool)
     sent = [recorded(f"acct_{number % 40}") for number in range(2_000)]
     for event in sent:
         publisher.record(event)
@@ -92,10 +102,10 @@ async def test_events_that_wait_travel_together_by_partition_and_in_order() -> N
 
 
 @pytest.mark.anyio
-async def test_a_message_stays_below_what_the_server_takes() -> None:
+async def test_a_message_stays_below_what_the_server_takes(spool: Spool) -> None:
     hold = asyncio.Event()
     log = Log(hold=hold)
-    publisher = Publisher(log, Metrics(), unpublished_max=1000)
+    publisher = Publisher(log, Metrics(), spool)
     large = {"input_tokens": 1, "iterations": [{"type": "message", "output_tokens": 1}] * 500}
     sent = [recorded(usage=large) for _ in range(100)] + [recorded(usage={"odd": "x" * 2_000_000})]
     for event in sent:
@@ -114,16 +124,68 @@ async def test_a_message_stays_below_what_the_server_takes() -> None:
 
 
 @pytest.mark.anyio
-async def test_full_means_no_more_admission_and_still_no_loss() -> None:
+async def test_what_waits_for_long_is_read_from_the_spool_when_its_turn_comes(spool: Spool) -> None:
     hold = asyncio.Event()
-    log = Log(hold=hold)
-    publisher = Publisher(log, Metrics(), unpublished_max=2)
-    for _ in range(3):
-        assert publisher.is_full is (publisher._unpublished >= 2)
-        publisher.record(recorded())
-    assert publisher.is_full
-    assert await publisher.flush(0.01) == 3
+    log, metrics = Log(hold=hold), Metrics()
+    publisher = Publisher(log, metrics, spool)
+    sent = [recorded(f"acct_{number % 3}") for number in range(3_000)]
+    for event in sent:
+        publisher.record(event)
+    assert metrics.value("relay_events_unpublished") == 3_000
+    assert sum(one.event is not None for queued in publisher._waiting.values() for one in queued) <= 1_000
+    assert await publisher.flush(0.01) == 3_000
     hold.set()
+    assert await publisher.flush(20) == 0
+    assert sorted(event.request_id for event in log.events) == sorted(event.request_id for event in sent)
+
+
+@pytest.mark.anyio
+async def test_what_is_acknowledged_is_not_published_after_a_restart_and_the_rest_is(
+    spool: Spool, tmp_path: Path
+) -> None:
+    publisher = Publisher(Log(), Metrics(), spool)
+    publisher.record(recorded())
     assert await publisher.flush(5) == 0
-    assert not publisher.is_full
-    assert len(log.events) == 3
+    stuck = Publisher(Log(hold=asyncio.Event()), Metrics(), spool)
+    left = [recorded(f"acct_{number}") for number in range(30)]
+    for event in left:
+        stuck.record(event)
+    await spool.aclose()
+    again, log = Spool(tmp_path, Metrics(), bytes_max=2**26), Log()
+    publisher = Publisher(log, Metrics(), again)
+    publisher.resume(recover(again, Metrics()))
+    assert await publisher.flush(5) == 0
+    assert sorted(event.request_id for event in log.events) == sorted(event.request_id for event in left)
+    await again.aclose()
+    assert not list(tmp_path.glob("*.spool"))
+
+
+@pytest.mark.anyio
+async def test_before_the_first_connection_events_wait(spool: Spool) -> None:
+    """nats-py 2.16 answers a publish with an AssertionError then."""
+    connected = []
+    log = Log()
+    publisher = Publisher(log, Metrics(), spool, is_connected=lambda: bool(connected))
+    publisher.record(recorded())
+    assert await publisher.flush(0.05) == 1
+    assert not log.tried
+    connected.append(True)
+    assert await publisher.flush(5) == 0
+
+
+@pytest.mark.anyio
+async def test_an_event_that_the_disk_has_lost_stops_no_other(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    log, metrics = Log(), Metrics()
+    publisher = Publisher(log, metrics, spool)
+    lost, kept = recorded("acct_1"), recorded("acct_1")
+    found = []
+    for event in (lost, kept):
+        partition = ids.partition(event.account_id)
+        place = spool.close(event.request_id, partition, events.encode_event(event))
+        found.append((event.request_id, partition, place))
+    await asyncio.sleep(0)
+    found[0] = (*found[0][:2], Place(found[0][2].segment, 2**24, 100))
+    publisher.resume(found)
+    assert await publisher.flush(5) == 0
+    assert log.events == [kept]
+    assert metrics.value("relay_spool_failures_total") == 1
