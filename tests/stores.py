@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from libs.localstack.stores import Stores, cluster_ports, start_redis_cluster
+from tests.gates import open_gates
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,14 @@ def start_stores(directory: Path) -> Iterator[TestStores]:
     """Start all three, stop them at the end."""
     if os.environ.get("RELAY_TEST_STACK") == "containers":
         with _containers() as stores:
+            open_gates(stores.redis_url)
             yield stores
         return
     local = Stores(directory, directory / "logs")
     local.start()
     try:
         with _redis(directory, local.redis_url) as redis_url:
+            open_gates(redis_url)
             yield TestStores(local.nats_url, redis_url, local.clickhouse_url)
     finally:
         local.stop()

@@ -7,6 +7,7 @@ import msgspec
 from redis.exceptions import RedisError
 
 from libs.common import ids, money, rediskeys
+from libs.common.events import Repair
 from libs.common.redisclient import RedisClient
 from libs.common.scripts import Scripts, StoreUnavailable
 
@@ -90,6 +91,29 @@ class Balances:
             str(money.AMOUNT_NANOS_MAX),
         )
         result: CreditResult = reply[0].decode()
+        return result
+
+    async def repair(self, repair: Repair) -> CreditResult:
+        """Apply one repair entry, once. Only APPLIED changes anything. Raises StoreUnavailable."""
+        account_id, account = repair.account_id, rediskeys.account(repair.account_id)
+        about = account
+        if repair.key_id:
+            about = rediskeys.api_key(account_id, repair.key_id)
+        elif repair.member_id:
+            about = rediskeys.member(account_id, repair.member_id)
+        reply = await self._scripts.call(
+            "repair",
+            3,
+            account,
+            rediskeys.credits_taken(account_id),
+            about,
+            repair.id,
+            str(repair.granted_nanos),
+            str(repair.spent_nanos),
+            str(repair.held_nanos),
+            "1" if about == account else "0",
+        )
+        result: CreditResult = reply.decode()
         return result
 
     async def put_entity(self, key: str, version: int, fields: Sequence[str]) -> bool:

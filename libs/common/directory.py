@@ -4,7 +4,7 @@ from redis.exceptions import RedisError
 
 from libs.common import addresses, limits, rediskeys, zones
 from libs.common.balances import Balances, CreditResult
-from libs.common.events import Account, ApiKey, ControlChanged, Credit, Member, UpstreamCredential
+from libs.common.events import Account, ApiKey, ControlChanged, Credit, Member, Repair, UpstreamCredential
 from libs.common.redisclient import RedisClient
 from libs.common.scripts import Scripts, StoreUnavailable
 from libs.common.upstreams import Upstreams
@@ -38,6 +38,8 @@ class Directory:
                 applied = await self._upstreams.put(credential, version)
             case Credit() as credit:
                 return await self._balances.credit(credit.account_id, credit.id, credit.amount_nanos)
+            case Repair() as repair:
+                return await self._balances.repair(repair)
         return "APPLIED" if applied else "DUPLICATE"
 
     async def find_key(self, sha256: str) -> tuple[str, str] | None:

@@ -20,10 +20,12 @@ _MEMBER_TRIES: Final = 3
 _CLAIM_MS: Final = 30_000
 _FIGURES: Final = 9
 _NO_LEASE: Final = ("", "0", "0", "0", "-")
+_OLD_LEASE_FIELDS: Final = 5
+"""Of a lease that was taken before leases named their key."""
 Answered = asyncio.Future[bytes]
 Reason = Literal[
     "key", "member", "account", "expired", "address", "model", "requests", "input", "output", "in_flight", "budget",
-    "budget_held", "balance", "balance_held", "free",
+    "budget_held", "balance", "balance_held", "free", "closed",
 ]  # fmt: skip
 
 
@@ -95,7 +97,8 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True):
     limit: int = 0
     """The cap: a minute's worth, slots, nano-dollars of the budget; of a balance what is available."""
     value: int = 0
-    """What there is: left in the bucket, in flight, spent of the budget, held of the balance."""
+    """What there is: left in the bucket, in flight, spent of the budget, held of the balance. Of `closed`: 1 if this very
+    request was admitted before and must be undone."""
     needed: int = 0
     """What this request asked for: tokens, or nano-dollars to hold."""
     wait_ms: int = 0
@@ -119,6 +122,7 @@ class Expired(msgspec.Struct, frozen=True, kw_only=True):
     """A lease nobody has renewed."""
 
     account_id: str
+    key_id: str = ""
     member_id: str
     request_id: str
     hold_nanos: int
@@ -280,11 +284,13 @@ class Leases:
 
 
 def _expired(account_id: str, request_id: str, text: bytes | None, memo: bytes | None) -> Expired | None:
-    state, hold, multiplier, _, member_id = text.decode().split(" ") if text else _NO_LEASE
+    fields = text.decode().split(" ") if text else _NO_LEASE
+    state, hold, multiplier, _, member_id = fields[:_OLD_LEASE_FIELDS]
     if state not in ("o", "f"):
         return None
     return Expired(
         account_id=account_id,
+        key_id="".join(fields[_OLD_LEASE_FIELDS:]),
         member_id=member_id.strip("-"),
         request_id=request_id,
         hold_nanos=int(hold),
@@ -308,6 +314,7 @@ def _admit_keys(lease: Lease) -> tuple[str, ...]:
         rediskeys.slots(account_id, account_id),
         rediskeys.slots(account_id, lease.key_id),
         rediskeys.slots(account_id, lease.member_id),
+        rediskeys.gate(ids.partition(account_id)),
     )
 
 

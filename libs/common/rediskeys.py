@@ -39,6 +39,21 @@ def lease_index(partition: int) -> str:
     return f"{{p{partition:02d}}}leases"
 
 
+def gate(partition: int) -> str:
+    """String: run id of the Redis server for which a partition is open; absent: Redis has lost it (gates.py)."""
+    return f"{{p{partition:02d}}}gate"
+
+
+def marks(partition: int) -> str:
+    """Hash: the last sequences of USAGE and CONTROL that were settled in a partition."""
+    return f"{{p{partition:02d}}}marks"
+
+
+def claim(partition: int) -> str:
+    """String: who settles a closed partition again; expires by itself."""
+    return f"{{p{partition:02d}}}claim"
+
+
 def slots(account_id: str, owner_id: str) -> str:
     """Sorted set of an account, a member or a key: request id in flight → Unix microsecond at which its slot ends."""
     return f"{_tag(account_id)}slots:{owner_id}"

@@ -10,11 +10,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from libs.common import failpoints, redisclient, streams, subjects
 from libs.common import metrics as metric_names
-from libs.common import redisclient, streams, subjects
 from libs.common.balances import Balances
 from libs.common.config import AccountingConfig
 from libs.common.directory import Directory
+from libs.common.gates import Gates
 from libs.common.leases import Leases
 from libs.common.metrics import Metrics
 from libs.common.redisclient import RedisClient
@@ -26,6 +27,7 @@ from services.accounting.control import ControlBatch
 from services.accounting.ledger import Ledger
 from services.accounting.migrate import migrate
 from services.accounting.reaper import Reaper
+from services.accounting.rewinder import Rewinder
 
 
 async def bootstrap(config: AccountingConfig) -> None:
@@ -50,11 +52,11 @@ async def _consumers(
     scripts: Scripts,
     metrics: Metrics,
 ) -> list[Consumer]:
-    balances = Balances(redis, scripts)
+    balances, gates = Balances(redis, scripts), Gates(redis, scripts)
     control = ControlBatch(ledger, Directory(redis, balances, Upstreams(redis, scripts), scripts))
     handlers: list[tuple[str, str, Handler]] = [
-        (subjects.STREAM_USAGE, "usage.>", UsageHandler(ledger, balances, metrics)),
-        (subjects.STREAM_CONTROL, "control.>", ControlHandler(control, metrics)),
+        (subjects.STREAM_USAGE, "usage.>", UsageHandler(ledger, balances, gates, metrics)),
+        (subjects.STREAM_CONTROL, "control.>", ControlHandler(control, gates, metrics)),
     ]
     return [
         Consumer(
@@ -69,8 +71,23 @@ async def _consumers(
     ]
 
 
+def _rewinder(
+    config: AccountingConfig,
+    jetstream: JetStreamContext,
+    ledger: Ledger,
+    redis: RedisClient,
+    scripts: Scripts,
+    metrics: Metrics,
+) -> Rewinder:
+    balances = Balances(redis, scripts)
+    directory = Directory(redis, balances, Upstreams(redis, scripts), scripts)
+    gates = Gates(redis, scripts)
+    return Rewinder(gates, jetstream, ledger, balances, directory, metrics, rewind_s=config.rewind_seconds)
+
+
 def create_app(config: AccountingConfig) -> Starlette:
     """The health server, whose lifespan is the worker."""
+    failpoints.arm_all(config.failpoints)
     metrics = Metrics()
 
     @contextlib.asynccontextmanager
@@ -86,9 +103,11 @@ def create_app(config: AccountingConfig) -> Starlette:
             scripts = Scripts(redis)
             consumers = await _consumers(config, broker.jetstream(), ledger, redis, scripts, metrics)
             reaper = Reaper(Leases(redis, scripts), broker.jetstream(), metrics, every_s=config.reap_seconds)
+            rewinder = _rewinder(config, broker.jetstream(), ledger, redis, scripts, metrics)
             stopping = asyncio.Event()
             workers = [spawn(consumer.run(stopping), name="consume") for consumer in consumers]
             workers.append(spawn(reaper.run(stopping), name="reap"))
+            workers.append(spawn(rewinder.run(stopping), name="rewind"))
             app.state.ready = lambda: (
                 broker.is_connected
                 and not any(worker.done() for worker in workers)

@@ -14,7 +14,7 @@ from nats.js.api import AckPolicy, ConsumerConfig
 from nats.js.client import JetStreamContext
 from nats.js.errors import APIError
 
-from libs.common import clock, events, subjects
+from libs.common import clock, events, failpoints, ids, subjects
 from libs.common.metrics import Metrics
 from libs.common.runtime import spawn
 from libs.common.scripts import StoreUnavailable
@@ -47,6 +47,13 @@ class Handler(Protocol):
 
     async def __call__(self, messages: Sequence[Msg]) -> Troubles:
         """Do all that can be done, say what could not. Raises for what concerns all of them and is worth a retry."""
+
+
+class Marks(Protocol):
+    """Where it is noted how far the log is settled (libs/common/gates.py)."""
+
+    async def mark(self, partition: int, *, usage_sequence: int = 0, control_sequence: int = 0) -> None:
+        """Only moves forward. Raises StoreUnavailable."""
 
 
 async def subscribe(jetstream: JetStreamContext, stream: str, subject: str) -> JetStreamContext.PullSubscription:
@@ -175,13 +182,14 @@ class UsageHandler:
 
     dlq_subject = subjects.DLQ_USAGE
 
-    def __init__(self, ledger: UsageLedger, debits: Debits, metrics: Metrics) -> None:
+    def __init__(self, ledger: UsageLedger, debits: Debits, marks: Marks, metrics: Metrics) -> None:
         self._ledger = ledger
         self._debits = debits
+        self._marks = marks
         self._metrics = metrics
 
     async def __call__(self, messages: Sequence[Msg]) -> Troubles:
-        """Settle every event of every message that can be settled."""
+        """Settle every event of every message that can be settled, and note in each partition how far the log is settled."""
         troubles: dict[int, list[Trouble]] = defaultdict(list)
         owners: list[int] = []
         batch: list[events.UsageRecorded] = []
@@ -196,6 +204,12 @@ class UsageHandler:
         for one in await settlement.settle_batch(batch, self._ledger, self._debits, self._metrics):
             payload = events.encode_usage([one.event])
             troubles[owners[one.position]].append(Trouble(payload, one.patience, one.reason))
+        last = {
+            ids.partition(event.account_id): messages[owner].metadata.sequence.stream
+            for event, owner in zip(batch, owners, strict=True)
+        }
+        await asyncio.gather(*(self._marks.mark(number, usage_sequence=at) for number, at in last.items()))
+        failpoints.reach("marked")
         return troubles
 
 
@@ -204,8 +218,9 @@ class ControlHandler:
 
     dlq_subject = subjects.DLQ_CONTROL
 
-    def __init__(self, targets: ControlBatch, metrics: Metrics) -> None:
+    def __init__(self, targets: ControlBatch, marks: Marks, metrics: Metrics) -> None:
         self._targets = targets
+        self._marks = marks
         self._metrics = metrics
 
     async def __call__(self, messages: Sequence[Msg]) -> Troubles:
@@ -222,6 +237,10 @@ class ControlHandler:
         for one in await apply_control(changes, self._targets, self._metrics):
             payload = events.encode_control(one.event)
             troubles[one.position].append(Trouble(payload, one.patience, one.reason))
+        if changes:  # every partition hears of it: rewinding one must not have to read all that concerned others
+            at = max(change.sequence for change in changes)
+            await asyncio.gather(*(self._marks.mark(number, control_sequence=at) for number in range(ids.PARTITIONS)))
+        failpoints.reach("marked")
         return troubles
 
 
@@ -244,6 +263,7 @@ async def _kept_alive(messages: Sequence[Msg]) -> AsyncIterator[None]:
 async def _each(messages: Sequence[Msg], call: Callable[[Msg], Awaitable[None]]) -> None:
     """An acknowledgement that gets lost is made up for by the next delivery."""
     for message in messages:
+        failpoints.reach("acknowledged_some")
         with contextlib.suppress(*_BROKER_ERRORS):
             await call(message)
 

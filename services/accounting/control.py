@@ -12,7 +12,7 @@ from typing import Protocol
 
 import msgspec
 
-from libs.common import money
+from libs.common import failpoints, money
 from libs.common.balances import CreditResult
 from libs.common.events import ControlChanged, Credit
 from libs.common.metrics import Metrics
@@ -72,6 +72,7 @@ async def apply_control(changes: Sequence[Change], targets: ControlBatch, metric
     """Steps 1 to 4. Returns what must be delivered again. Raises LedgerUnavailable, StoreUnavailable: then all must be."""
     readable, unapplied = _read(changes)
     await targets.ledger.append_control([one.row for one in readable])
+    failpoints.reach("control_archived")
     taken: list[Row] = []
     for one in sorted(readable, key=lambda one: one.change.sequence):
         result = await _apply(one.change, targets.directory)
@@ -80,7 +81,9 @@ async def apply_control(changes: Sequence[Change], targets: ControlBatch, metric
             unapplied.append(trouble)
         elif one.credit_row is not None:
             taken.append(one.credit_row)
+    failpoints.reach("control_applied")
     await targets.ledger.append_credits(taken)
+    failpoints.reach("control_credited")
     return unapplied
 
 

@@ -17,7 +17,7 @@ import nats.errors
 from nats.js.api import PubAck
 from nats.js.errors import APIError
 
-from libs.common import events, ids, subjects
+from libs.common import events, failpoints, ids, subjects
 from libs.common.events import VERSION_EXPIRED, UsageRecorded
 from libs.common.leases import Expired
 from libs.common.metrics import Metrics
@@ -78,6 +78,8 @@ class Reaper:
                 if isinstance(error, StoreUnavailable):
                     self._patient_since = asyncio.get_running_loop().time()
                 _log.warning("leases are looked at again in %g s: %s", self._every_s, error or type(error).__name__)
+            except Exception as error:  # noqa: BLE001 - logged; a loop that ended would end no lease ever again
+                _log.error("leases could not be looked at in a way nobody foresaw", exc_info=error)
             try:
                 await asyncio.wait_for(stopping.wait(), self._every_s)
             except TimeoutError:
@@ -91,6 +93,8 @@ class Reaper:
         taken = await asyncio.gather(
             *(self._leases.reap(number, grace_ms=_GRACE_MS, count=_COUNT) for number in range(ids.PARTITIONS))
         )
+        if any(taken):
+            failpoints.reach("lease_taken")
         await asyncio.gather(*(self._publish(number, expired) for number, expired in enumerate(taken) if expired))
         return sum(map(len, taken))
 
@@ -107,6 +111,7 @@ class Reaper:
         headers = {"Nats-Msg-Id": events.message_id(batch)}
         payload, subject = events.encode_usage(batch), subjects.usage_subject(partition)
         await self._jetstream.publish(subject, payload, timeout=_ACK_S, stream=subjects.STREAM_USAGE, headers=headers)
+        failpoints.reach("lease_published")
         self._metrics.add("relay_leases_reaped_total", amount=len(batch))
         _log.warning(
             "%d requests of a gateway that is gone are recorded as expired, %s first", len(batch), batch[0].request_id
@@ -135,7 +140,7 @@ def _unknown(expired: Expired) -> UsageRecorded:
     return UsageRecorded(
         request_id=expired.request_id,
         account_id=expired.account_id,
-        key_id="",
+        key_id=expired.key_id,
         path="",
         model_asked="",
         model_answered="",

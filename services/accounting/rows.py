@@ -6,7 +6,16 @@ from typing import Any, Final
 import msgspec
 
 from libs.common import clock, ids
-from libs.common.events import Account, ApiKey, ControlChanged, Credit, Member, UpstreamCredential, UsageRecorded
+from libs.common.events import (
+    Account,
+    ApiKey,
+    ControlChanged,
+    Credit,
+    Member,
+    Repair,
+    UpstreamCredential,
+    UsageRecorded,
+)
 from libs.common.pricing import Priced
 
 Row = tuple[Any, ...]
@@ -169,3 +178,5 @@ def kind_of(event: ControlChanged) -> str:
             return "upstream"
         case Credit():
             return "credit"
+        case Repair():
+            return "repair"

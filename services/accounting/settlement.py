@@ -21,7 +21,7 @@ from typing import Final, Literal, Protocol
 
 import msgspec
 
-from libs.common import clock, ids, rediskeys
+from libs.common import clock, failpoints, ids, rediskeys
 from libs.common.balances import Settlement, SettleResult
 from libs.common.events import UsageRecorded
 from libs.common.metrics import Metrics
@@ -82,8 +82,22 @@ async def settle_batch(
 ) -> list[Unsettled]:
     """Steps 1 to 4. Returns what must be delivered again. Raises LedgerUnavailable, StoreUnavailable: then all must be."""
     entries, unsettled = price_batch(events)
+    failpoints.reach("priced")
     await _remind(entries, ledger, debits)
+    failpoints.reach("reminded")
     await ledger.append_usage([entry.row for entry in entries])
+    failpoints.reach("appended")
+    unsettled += await _settle(entries, debits, metrics)
+    failpoints.reach("settled")
+    return unsettled
+
+
+async def settle_again(
+    events: Sequence[UsageRecorded], ledger: UsageLedger, debits: Debits, metrics: Metrics
+) -> list[Unsettled]:
+    """Steps 1, 2 and 4, for events that are in the archive or will be delivered again. Raises as `settle_batch` does."""
+    entries, unsettled = price_batch(events)
+    await _remind(entries, ledger, debits)
     return unsettled + await _settle(entries, debits, metrics)
 
 

@@ -12,6 +12,7 @@ from libs.common import apikeys
 from libs.common.directory import Directory
 from libs.common.errors import BadRequest, NotFound, Overloaded, RateLimited, RelayError, Unauthenticated
 from libs.common.events import VERSION_EXPIRED, UsageRecorded, encode_event
+from libs.common.gates import Gates
 from libs.common.leases import Admission, Checked, Granted, Leases, Refused
 from libs.common.pricebook import PriceBook
 from libs.common.pricing import can_price
@@ -63,6 +64,7 @@ class Gate:
         self,
         directory: Directory,
         leases: Leases,
+        gates: Gates,
         keeper: LeaseKeeper,
         spool: Spool,
         book: PriceBook,
@@ -71,6 +73,7 @@ class Gate:
     ) -> None:
         self._directory = directory
         self._leases = leases
+        self._gates = gates
         self._keeper = keeper
         self._spool = spool
         self._book = book
@@ -119,6 +122,8 @@ class Gate:
                 raise
             raise Overloaded(_STORE_AWAY) from None
         if isinstance(decision, Refused):
+            if decision.reason == "closed" and decision.value:  # granted, and Redis died before it could say so
+                self._keeper.void(self._leases.lease_of(admission))
             raise refusals.refusal(decision, book=self._book, ask=request.ask)
         self._keeper.keep(decision.lease)
         self._spool.open(request.id, recovery.open_note(decision.lease.member_id, decision.multiplier_ppm, memo))
@@ -160,6 +165,8 @@ class Gate:
         try:
             found = await self._directory.find_key(sha256)
             if found is None:
+                if not await self._gates.all_open():  # Redis has lost something: this key, perhaps
+                    raise refusals.checking()
                 raise await self._unknown(group)
         except StoreUnavailable:
             raise Overloaded(_STORE_AWAY) from None

@@ -20,6 +20,7 @@ from libs.common import metrics as metric_names
 from libs.common.balances import Balances
 from libs.common.config import ConfigError, GatewayConfig
 from libs.common.directory import Directory
+from libs.common.gates import Gates
 from libs.common.leases import Leases
 from libs.common.metrics import Metrics
 from libs.common.redisclient import RedisClient
@@ -84,7 +85,15 @@ def create_app(
     directory = Directory(redis, Balances(redis, scripts), upstreams, scripts)
     return Proxy(
         local=Starlette(routes=_local_routes(redis, broker, metrics), lifespan=lifespan),
-        gate=Gate(directory, leases, keeper, spool, book, unknown_keys_per_minute=config.unknown_keys_per_minute),
+        gate=Gate(
+            directory,
+            leases,
+            Gates(redis, scripts),
+            keeper,
+            spool,
+            book,
+            unknown_keys_per_minute=config.unknown_keys_per_minute,
+        ),
         services=services,
         free=FreePaths(pool, config, book, metrics),
         book=book,

@@ -6,7 +6,7 @@ Statuses and types: PROTOCOL.md, section 4. Claude Code shows these sentences as
 from typing import Final
 
 from libs.common import clock, money
-from libs.common.errors import InsufficientBalance, NotFound, RateLimited, RelayError, Unauthenticated
+from libs.common.errors import InsufficientBalance, NotFound, Overloaded, RateLimited, RelayError, Unauthenticated
 from libs.common.leases import Refused
 from libs.common.pricebook import PriceBook
 from services.gateway import hold, ratelimits
@@ -23,6 +23,9 @@ _INACTIVE_KEY: Final = "This API key is not active. Create a new one, or ask the
 _INACTIVE_MEMBER: Final = "The member this API key belongs to is not active. Ask the owner of the account."
 _INACTIVE_ACCOUNT: Final = "This account is not active. Ask the operator of this relay."
 _NOT_FROM_HERE: Final = "This API key may not be used from your address. Ask the owner of the account to allow it."
+_CLOSED: Final = (
+    "The relay is checking its balances after a restart of its store. Nothing was charged; please try again in a moment."
+)
 _HELD_RETRY_S: Final = 1
 
 
@@ -49,6 +52,8 @@ def _error(refused: Refused, book: PriceBook | None, ask: Ask | None) -> RelayEr
             return Unauthenticated(_NOT_FROM_HERE)
         case "model":
             return NotFound(f"model: {_as_asked(refused.detail, book, ask)[:128]}")
+        case "closed":
+            return checking()
         case "balance":
             return _too_little(refused, book, ask)
         case "budget":
@@ -57,6 +62,11 @@ def _error(refused: Refused, book: PriceBook | None, ask: Ask | None) -> RelayEr
             return RateLimited(f"{_budget(refused)} {_until(refused, fits)}", retry_after_s=None)
         case _:
             return _passing(refused)
+
+
+def checking() -> Overloaded:
+    """The answer while Redis holds numbers that nobody has checked."""
+    return Overloaded(_CLOSED, retry_after_s=_HELD_RETRY_S)
 
 
 def _as_asked(model: str, book: PriceBook | None, ask: Ask | None) -> str:

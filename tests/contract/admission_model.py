@@ -9,6 +9,7 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
+from libs.common import ids
 from libs.common.leases import Admission, Checked, Figures, Granted, Lease, Refused, Window
 from libs.common.limits import ACCOUNT_DEFAULTS, Limits
 
@@ -87,7 +88,14 @@ class Held:
     multiplier: int
     input: int
     member: str
+    key: str
     scopes: list[Scope]
+
+    def text(self) -> str:
+        """As Redis keeps it."""
+        return " ".join(
+            str(part) for part in (self.state, self.hold, self.multiplier, self.input, self.member, self.key)
+        ).strip()
 
 
 @dataclass
@@ -110,9 +118,13 @@ class Model:
     def __init__(self, now_us: int, lease_ms: int) -> None:
         self.now_us = now_us
         self.lease_us = lease_ms * 1000
+        self.closed: set[int] = set()
+        """Partitions."""
 
     def admit(self, account: Account, key: Key, asked: Admission) -> Granted | Refused | None:
         """None: it was given up before."""
+        if ids.partition(account.id) in self.closed:
+            return Refused(reason="closed", scope="account", value=int(asked.request_id in account.leases))
         if refused := self._caller(account, key, asked.address, asked.models):
             return refused
         scopes = [account, *([key.member] if key.member else []), key]
@@ -190,7 +202,7 @@ class Model:
                 one.move(1, -kept.input, self.now_us)
                 one.held -= kept.hold
                 one.slots.pop(request_id, None)
-        account.leases[request_id] = Held("v", 0, 0, 0, "-", [])
+        account.leases[request_id] = Held("v", 0, 0, 0, "-", "", [])
         account.index[request_id] = self.now_us + self.lease_us
         return was_open
 
@@ -327,7 +339,7 @@ class Model:
             one.held += hold
             one.slots[lease.request_id] = ends
         account.leases[lease.request_id] = Held(
-            "o", hold, account.multiplier, asked.input_tokens, lease.member_id or "-", list(scopes)
+            "o", hold, account.multiplier, asked.input_tokens, lease.member_id or "-", lease.key_id, list(scopes)
         )
         account.index[lease.request_id] = ends
 

@@ -11,6 +11,7 @@ from libs.common import addresses, ids, rediskeys
 from libs.common.balances import Balances, Settlement
 from libs.common.directory import Directory
 from libs.common.events import Account, ApiKey, ControlChanged, Credit, Entity, Member
+from libs.common.gates import Gates
 from libs.common.leases import Admission, Granted, Lease, Leases
 from libs.common.limits import Limits
 from libs.common.scripts import Script, Scripts, StoreUnavailable
@@ -19,6 +20,7 @@ from tests.contract import admission_model as told
 
 START_US: Final = 1_774_728_000_000_000  # 2026-03-28 20:00 UTC: the night before Berlin loses an hour
 LEASE_MS: Final = 60_000
+OTHER_SERVER: Final = "0" * 40
 CLOCK: Final = b"""
 local real = redis
 local redis = {error_reply = real.error_reply, call = function(name, ...)
@@ -61,6 +63,7 @@ class Both:
         scripts = ClockedScripts(redis)
         self.leases = Leases(redis, scripts, lease_ms=LEASE_MS)
         self.balances = Balances(redis, scripts)
+        self.gates = Gates(redis, scripts)
         self.directory = Directory(redis, self.balances, Upstreams(redis, scripts), scripts)
         self.model = told.Model(START_US, LEASE_MS)
         self.version = 0
@@ -99,10 +102,7 @@ class Both:
         fields = await self._hash(rediskeys.account(account.id))
         assert (int(fields["balance"]), int(fields["granted"])) == (account.balance, account.granted)
         leases = await self._hash(rediskeys.leases(account.id))
-        expected = {
-            name: f"{one.state} {one.hold} {one.multiplier} {one.input} {one.member}"
-            for name, one in account.leases.items()
-        }
+        expected = {name: one.text() for name, one in account.leases.items()}
         assert {name: text for name, text in leases.items() if ":" not in name} == expected
         memos = {f"{name}:memo" for name, one in account.leases.items() if one.state != "v"}
         assert {name for name in leases if ":" in name} == memos
@@ -197,6 +197,20 @@ class Both:
         self.version += 1
         await self.directory.apply(ControlChanged(entity=entity, actor="", reason="", at_ms=1), self.version)
 
+    async def _restarted(self, operation: tuple[Any, ...]) -> None:
+        """Anything may be asked of a server that was not checked yet."""
+        partitions = {ids.partition(account.id) for account in self.accounts}
+        self.model.closed = partitions
+        try:
+            for partition in partitions:
+                await self.redis.set(rediskeys.gate(partition), OTHER_SERVER)
+            await self.do(operation)
+        finally:
+            self.model.closed = set()
+            for partition in partitions:
+                run_id = (await self.gates.state(partition)).run_id
+                assert await self.gates.open(partition, run_id, opened_for=OTHER_SERVER)
+
     # -- requests ----------------------------------------------------------------------------------------------------
 
     async def _sleep(self, microseconds: int) -> None:
@@ -277,7 +291,9 @@ class Both:
         mine = [one for one in taken if one.account_id in ours]
         assert {(one.account_id, one.request_id) for one in mine} == expected
         for one in mine:
-            assert (one.memo, one.hold_nanos) == (b'{"a": 1}', ours[one.account_id].leases[one.request_id].hold)
+            kept = ours[one.account_id].leases[one.request_id]
+            assert (one.memo, one.hold_nanos, one.key_id) == (b'{"a": 1}', kept.hold, kept.key)
+            assert (one.member_id or "-", one.multiplier_ppm) == (kept.member, kept.multiplier)
 
     async def _settle(self, number: int, request: int, version: int, cost: int) -> None:
         if known := self.requests.get((number, request)):

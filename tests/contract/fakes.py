@@ -79,6 +79,18 @@ class MemoryBalances:
         return Balance(account.balance, 0, account.spent, account.granted)
 
 
+class MemoryMarks:
+    """How far the log is settled, by partition: usage, control."""
+
+    def __init__(self) -> None:
+        self.marks: dict[int, tuple[int, int]] = {}
+
+    async def mark(self, partition: int, *, usage_sequence: int = 0, control_sequence: int = 0) -> None:
+        """As `Gates.mark`."""
+        usage, control = self.marks.get(partition, (0, 0))
+        self.marks[partition] = (max(usage, usage_sequence), max(control, control_sequence))
+
+
 class MemoryLedger:
     """ReplacingMergeTree(version) read through FINAL: the newest version of a request, and of equal ones the last."""
 

@@ -26,7 +26,9 @@ costs = st.sampled_from([0, 1, 500, 1_000, 2_500, 7_000])
 places = st.sampled_from([HERE] * 3 + [ELSEWHERE])
 admits = st.tuples(st.just("admit"), two, two, six, tokens, holds, st.integers(0, 2), places)
 HOUR_US: Final = 3_600 * 10**6
-spans = st.sampled_from([1, 999, 10**6, 20 * 10**6, 61 * 10**6, HOUR_US, 4 * HOUR_US, 24 * HOUR_US, 31 * 24 * HOUR_US])
+spans = st.sampled_from(
+    [1, 999, 10**6, 20 * 10**6, 60 * 10**6, 61 * 10**6, HOUR_US, 4 * HOUR_US, 24 * HOUR_US, 31 * 24 * HOUR_US]
+)
 operations = st.one_of(
     admits,
     admits,
@@ -51,6 +53,15 @@ operations = st.one_of(
     st.tuples(st.just("settle"), two, six, st.sampled_from([1, 3, 4]), costs),
     st.tuples(st.just("settle"), two, six, st.sampled_from([1, 3, 4]), costs),
     st.tuples(st.just("sleep"), spans),
+)
+operations |= st.tuples(st.just("restarted"), admits | operations)
+CROWDED: Final = (
+    Limits(in_flight=2),
+    Limits(in_flight=3),
+    Limits(budget_day_nanos=4_000),
+    Limits(budget_total_nanos=30_000),
+    Limits(rpm=3),
+    Limits(),
 )
 limited = limits | st.builds(
     Limits,
@@ -110,7 +121,8 @@ def test_long_stories(redis_url: str, seed: int) -> None:
     drawn: list[tuple[Any, ...]] = [*funded(), ("credit", 0, 10**7)]
     for number in range(400):
         request = number % 6
-        drawn.append(("admit", 0, chance.randrange(2), request, chance.choice([1, 40, 5_000]), 1_000, 0, HERE))
+        admit = ("admit", 0, chance.randrange(2), request, chance.choice([1, 40, 5_000]), 1_000, 0, HERE)
+        drawn.append(admit)
         drawn.append(chance.choice([("renew", 0, request, 77, True), ("renew", 0, request, None, False), ("reap", 0)]))
         drawn.append(
             ("finish", 0, request, (chance.randrange(9_000), chance.randrange(900)), chance.choice([None, 0, 900]))
@@ -122,6 +134,45 @@ def test_long_stories(redis_url: str, seed: int) -> None:
             drawn.append(("account", 0, "active", 10**6, chance.choice(ZONES), chance.choice(LIMITS)))
             drawn.append(("key", 0, chance.randrange(2), "active", False, chance.choice(LIMITS), 0))
     asyncio.run(forgetful(redis_url, drawn))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_crowds(redis_url: str, seed: int) -> None:
+    """Many requests of one account at once, so that slots and money run out, and the last of each is fought for."""
+    chance = random.Random(seed)
+    drawn: list[tuple[Any, ...]] = [*funded(), ("credit", 0, 10**5)]
+    for number in range(500):
+        if number % 25 == 0:
+            limits, key_limits = chance.choice(CROWDED), chance.choice(CROWDED)
+            drawn += [("account", 0, "active", 10**6, "UTC", limits), ("key", 0, 0, "active", False, key_limits, 0)]
+        admit = ("admit", 0, 0, number, chance.choice([1, 40]), chance.choice([1, 999, 1_000]), 0, HERE)
+        recent = max(0, number - chance.randrange(8))
+        drawn += [
+            ("restarted", admit) if number % 20 == 0 else admit,
+            *([("restarted", admit)] if number % 20 == 10 else []),
+            chance.choice(
+                [
+                    ("finish", 0, recent, (7, 9), chance.choice([None, 5, 999])),
+                    ("settle", 0, recent, chance.choice([1, 3, 4]), chance.choice([5, 999])),
+                    ("settle", 0, recent, chance.choice([1, 3, 4]), chance.choice([5, 999])),
+                    ("void", 0, recent),
+                    ("sleep", chance.choice([1, 10**6, 60 * 10**6, 60 * 10**6 + 1])),
+                    ("renew", 0, recent, None, chance.random() < 0.5),
+                    ("renew", 0, recent, 77, True),
+                    ("reap", 0),
+                ]
+            ),
+        ]
+    asyncio.run(play(redis_url, drawn))
+
+
+@pytest.mark.parametrize("zone", ZONES)
+def test_every_day_around_a_change_of_the_clock(redis_url: str, zone: str) -> None:
+    """A budget that is spent says when its day ends, every six hours from 28 March to 9 April 2026, and again in autumn."""
+    drawn = [*funded(zone=zone, of_account=Limits(budget_day_nanos=0))]
+    for span in [HOUR_US * 6] * 48 + [HOUR_US * 24 * 170] + [HOUR_US * 6] * 160:
+        drawn += [("sleep", span), ("admit", 0, 0, 0, 1, 1_000, 0, HERE)]
+    asyncio.run(play(redis_url, drawn))
 
 
 async def forgetful(redis_url: str, drawn: list[tuple[Any, ...]]) -> None:

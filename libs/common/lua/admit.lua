@@ -1,18 +1,24 @@
 --!include calendar limits caller lease
 -- Decide whether a message request may go upstream, and if so take all it needs in the same step. Checks everything first.
 -- KEYS  1 account   2 key   3 member ('' has a name too, and is never written)   4 leases of the account
---       5 lease index of the partition   6, 7, 8 slots of account, key, member          (one partition, so one slot)
+--       5 lease index of the partition   6, 7, 8 slots of account, key, member   9 gate   (one partition, so one slot)
 -- ARGV  1 request id   2 entry in the lease index   3 member id the caller reckons with, or ''   4 address, 32 hex digits
 --       5 models, 'a,b'   6 input tokens, estimated   7 hold at public prices, nano-dollars   8 lease, milliseconds   9 memo
 -- Reply {'OK', multiplier_ppm, on_disconnect, hold, figures…}
 --       {'REJECTED', reason, scope, detail, limit, value, needed, wait in microseconds, reset in seconds, multiplier_ppm, figures…}
+--         (reason 'closed', before any other: this server's data was not checked against the log yet. value 1: this very
+--         request was admitted before, and must be undone)
 --       {'MEMBER', member id}    the key belongs to another member than reckoned with: ask again
 --       {'VOID'}                 this request was given up before the call came here
 --       figures: limit, remaining, reset in seconds of requests, input, output: of the scope that has least; 0 0 0 without a cap
 -- Asked again with the same request id, it answers OK and takes nothing.
--- Example: EVALSHA <sha> 8 {p07}account:acct_1 {p07}key:key_1 {p07}member: {p07}leases:acct_1 {p07}leases {p07}slots:acct_1
---   {p07}slots:key_1 {p07}slots: req_1 'acct_1 req_1' '' 00000000000000000000ffff7f000001 claude-sonnet-4-6 12 3000 60000 '{…}'
+-- Example: EVALSHA <sha> 9 {p07}account:acct_1 {p07}key:key_1 {p07}member: {p07}leases:acct_1 {p07}leases {p07}slots:acct_1
+--   {p07}slots:key_1 {p07}slots: {p07}gate req_1 'acct_1 req_1' '' 00000000000000000000ffff7f000001 claude-sonnet-4-6 12 3000 60000 '{…}'
 --   →  {'OK', '1000000', 'drain', 3000, 1000, 999, 1764000001, 2000000, 1999988, 1764000001, 400000, 400000, 1764000000}
+local gate = redis.call('GET', KEYS[9])
+if not gate or not string.find(redis.call('INFO', 'server'), 'run_id:' .. gate, 1, true) then -- half the time of a pattern
+  return {'REJECTED', 'closed', 'account', '', 0, redis.call('HEXISTS', KEYS[4], ARGV[1]), 0, 0, 0, 0}
+end
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2] -- microseconds: exact in a Lua number until the year 2255
 local member_id = ARGV[3]
@@ -121,7 +127,7 @@ for _, one in ipairs(scopes) do
   if hold > 0 then redis.call('HINCRBY', one.hash, 'held', amount) end
   redis.call('ZADD', one.slots, ends, ARGV[1])
 end
-redis.call('HSET', KEYS[4], ARGV[1], write_lease('o', amount, account[2], input, member_id ~= '' and member_id or '-'),
-  ARGV[1] .. ':memo', ARGV[9])
+redis.call('HSET', KEYS[4], ARGV[1], write_lease('o', amount, account[2], input, member_id ~= '' and member_id or '-',
+  string.match(KEYS[2], '}key:(.*)$')), ARGV[1] .. ':memo', ARGV[9])
 redis.call('ZADD', KEYS[5], ends, ARGV[2])
 return figures({'OK', account[2], account[3], hold})

@@ -39,7 +39,7 @@ end
 local text = 'v 0 0 0 -'
 if not void then
   local hold = ARGV[6] ~= '' and ARGV[6] or lease.hold
-  text = write_lease('f', hold, lease.multiplier, tonumber(ARGV[4]), lease.member)
+  text = write_lease('f', hold, lease.multiplier, tonumber(ARGV[4]), lease.member, lease.key)
 end
 redis.call('HSET', KEYS[1], ARGV[1], text)
 if void then redis.call('HDEL', KEYS[1], ARGV[1] .. ':memo') end

@@ -22,7 +22,7 @@ if input and input ~= lease.input then
       redis.call('HSET', KEYS[hash], 'buckets', write_buckets(full))
     end
   end
-  redis.call('HSET', KEYS[1], ARGV[1], write_lease('o', lease.hold, lease.multiplier, input, lease.member))
+  redis.call('HSET', KEYS[1], ARGV[1], write_lease('o', lease.hold, lease.multiplier, input, lease.member, lease.key))
 end
 redis.call('ZADD', KEYS[2], ends, ARGV[2])
 for slots = 4, #KEYS, 2 do

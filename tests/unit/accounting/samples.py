@@ -1,5 +1,6 @@
 """Events, and messages that carry them, as accounting meets them."""
 
+import hashlib
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -7,7 +8,8 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from libs.common import clock, ids
-from libs.common.events import Account, ControlChanged, Credit, Entity, UsageRecorded
+from libs.common.events import Account, ApiKey, ControlChanged, Credit, Entity, UsageRecorded
+from libs.common.leases import Admission
 from tests.contract.fakes import MemoryBalances
 
 ONE_TOKEN_NANOS: Final = 3_000
@@ -54,6 +56,29 @@ def credit(account_id: str = "acct_1", amount_nanos: int = 10**9, **changes: Any
     """A credit."""
     fields: dict[str, Any] = {"id": ids.new_credit_id(), "account_id": account_id, "amount_nanos": amount_nanos}
     return Credit(**(fields | {"reason": "test", "created_at_ms": clock.unix_ms()} | changes))
+
+
+def api_key(account_id: str, **changes: Any) -> ApiKey:
+    """A key."""
+    key_id = ids.new_key_id()
+    fields: dict[str, Any] = {"id": key_id, "account_id": account_id, "name": "test", "created_at_ms": clock.unix_ms()}
+    sha256 = hashlib.sha256(key_id.encode()).hexdigest()
+    return ApiKey(**(fields | {"sha256": sha256, "hint": "test"} | changes))
+
+
+def admission(account_id: str, key_id: str, **changes: Any) -> Admission:
+    """A request that holds little."""
+    fields: dict[str, Any] = {
+        "request_id": ids.new_request_id(),
+        "account_id": account_id,
+        "key_id": key_id,
+        "address": "0" * 32,
+        "models": ("claude-sonnet-4-6",),
+        "input_tokens": 1,
+        "hold_nanos": ONE_TOKEN_NANOS,
+        "memo": b"{}",
+    }
+    return Admission(**(fields | changes))
 
 
 def with_accounts(*account_ids: str) -> MemoryBalances:

@@ -16,7 +16,7 @@ from libs.common.scripts import StoreUnavailable
 from services.accounting import consumer as consumer_module
 from services.accounting.consumer import Consumer, ControlHandler, Handler, Troubles, UsageHandler
 from services.accounting.control import ControlBatch
-from tests.contract.fakes import MemoryBalances, MemoryLedger
+from tests.contract.fakes import MemoryBalances, MemoryLedger, MemoryMarks
 from tests.unit.accounting.samples import Wire, account, changed, credit, delivered, recorded, with_accounts
 from tests.unit.accounting.test_control import Applied
 from tests.unit.accounting.test_parking import DAY_S, Dlq
@@ -30,11 +30,12 @@ class Rig:
     def __init__(self, handler: Handler | None = None, balances: MemoryBalances | None = None) -> None:
         self.wire, self.dlq, self.metrics, self.ledger = Wire(), Dlq(), Metrics(), MemoryLedger()
         self.balances = balances or with_accounts("acct_1")
+        self.marks = MemoryMarks()
         subscription = JetStreamContext.PullSubscription.__new__(JetStreamContext.PullSubscription)
         self.consumer = Consumer(
             self.dlq,
             subscription,
-            handler or UsageHandler(self.ledger, self.balances, self.metrics),
+            handler or UsageHandler(self.ledger, self.balances, self.marks, self.metrics),
             self.metrics,
             batch_messages_max=10,
             batch_seconds=0.1,
@@ -220,7 +221,7 @@ async def test_a_dlq_that_does_not_answer_keeps_what_was_to_be_parked() -> None:
 
 async def test_control_messages() -> None:
     ledger, directory, metrics = MemoryLedger(), Applied(), Metrics()
-    rig = Rig(ControlHandler(ControlBatch(ledger, directory), metrics))
+    rig = Rig(ControlHandler(ControlBatch(ledger, directory), MemoryMarks(), metrics))
     sent = [changed(credit("acct_2")), changed(account()), changed(credit())]
     messages = [rig.message(events.encode_control(one), sequence=number) for number, one in enumerate(sent, 1)]
     messages.append(rig.message(b"poison", sequence=9, deliveries=5))

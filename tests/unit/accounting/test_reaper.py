@@ -122,6 +122,18 @@ async def test_after_redis_was_away_gateways_get_time_to_renew() -> None:
     await running
 
 
+async def test_what_nobody_foresaw_does_not_end_the_loop() -> None:
+    leases, log, stopping = ToldLeases(), Log(), asyncio.Event()
+    leases.leases.append(expired(memo(), memo=None))
+    running = asyncio.ensure_future(Reaper(leases, log, Metrics(), every_s=0.01).run(stopping))
+    await asyncio.sleep(0.05)
+    leases.leases.append(expired(memo()))
+    await asyncio.sleep(0.05)
+    assert len(log.messages) == 1
+    stopping.set()
+    await running
+
+
 async def test_while_nats_is_away_it_goes_on_trying() -> None:
     leases, log, stopping = ToldLeases(), Log(), asyncio.Event()
     log.away = True

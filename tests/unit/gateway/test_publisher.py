@@ -163,7 +163,7 @@ async def test_what_is_acknowledged_is_not_published_after_a_restart_and_the_res
 @pytest.mark.anyio
 async def test_before_the_first_connection_events_wait(spool: Spool) -> None:
     """nats-py 2.16 answers a publish with an AssertionError then."""
-    connected = []
+    connected: list[bool] = []
     log = Log()
     publisher = Publisher(log, Metrics(), spool, is_connected=lambda: bool(connected))
     publisher.record(recorded())

@@ -36,6 +36,14 @@ def test_who_may_not_call(one: Refused, words: str) -> None:
     assert "0" * 32 not in error.message
 
 
+def test_while_balances_are_checked_the_caller_is_told_to_come_again() -> None:
+    error = refusal(refused("closed", scope="account", figures=None))
+    assert (error.status, error.kind) == (529, "overloaded_error")
+    assert error.headers["retry-after"] == "1"
+    assert error.headers.get("x-should-retry") != "false"
+    assert "after a restart of its store. Nothing was charged; please try again in a moment." in error.message
+
+
 def test_a_model_the_key_may_not_use_is_not_there() -> None:
     error = refusal(refused("model", detail="claude-haiku-4-5"), book=BOOK, ask=ask(model="claude-haiku-4-5-20251001"))
     assert (error.status, error.kind) == (404, "not_found_error")
