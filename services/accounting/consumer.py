@@ -49,6 +49,13 @@ class Handler(Protocol):
         """Do all that can be done, say what could not. Raises for what concerns all of them and is worth a retry."""
 
 
+class Hours(Protocol):
+    """Who sums up the rows of each hour (rollups.py)."""
+
+    def touched(self, account_id: str, time_ms: int) -> None:
+        """A row of that account and time was archived."""
+
+
 class Marks(Protocol):
     """Where it is noted how far the log is settled (libs/common/gates.py)."""
 
@@ -182,8 +189,11 @@ class UsageHandler:
 
     dlq_subject = subjects.DLQ_USAGE
 
-    def __init__(self, ledger: UsageLedger, debits: Debits, marks: Marks, metrics: Metrics) -> None:
+    def __init__(
+        self, ledger: UsageLedger, debits: Debits, marks: Marks, metrics: Metrics, *, hours: Hours | None = None
+    ) -> None:
         self._ledger = ledger
+        self._hours = hours
         self._debits = debits
         self._marks = marks
         self._metrics = metrics
@@ -204,6 +214,7 @@ class UsageHandler:
         for one in await settlement.settle_batch(batch, self._ledger, self._debits, self._metrics):
             payload = events.encode_usage([one.event])
             troubles[owners[one.position]].append(Trouble(payload, one.patience, one.reason))
+        self._touch(batch)
         last = {
             ids.partition(event.account_id): messages[owner].metadata.sequence.stream
             for event, owner in zip(batch, owners, strict=True)
@@ -211,6 +222,11 @@ class UsageHandler:
         await asyncio.gather(*(self._marks.mark(number, usage_sequence=at) for number, at in last.items()))
         failpoints.reach("marked")
         return troubles
+
+    def _touch(self, batch: Sequence[events.UsageRecorded]) -> None:
+        for event in batch if self._hours is not None else ():
+            with contextlib.suppress(ValueError):  # an id that is none: its event is parked
+                self._hours.touched(event.account_id, ids.id_time_ms(event.request_id))  # type: ignore[union-attr]
 
 
 class ControlHandler:

@@ -82,10 +82,10 @@ class Ledger:
         rows = await self.query(_SETTLED_BEFORE, parameters)
         return {request_id: (version, total) for request_id, version, total in rows}
 
-    async def run(self, statement: str) -> None:
-        """Run a statement of a migration. Raises LedgerUnavailable."""
+    async def run(self, statement: str, parameters: dict[str, Any] | None = None) -> None:
+        """Run a statement that gives no rows. Raises LedgerUnavailable."""
         try:
-            await self._client.command(statement)
+            await self._client.command(statement, parameters=parameters)
         except (ClickHouseError, OSError) as error:
             raise LedgerUnavailable(str(error)) from error
 

@@ -56,6 +56,10 @@ USAGE_COLUMNS: Final = (
     "bytes_in",
     "bytes_out",
     "client",
+    "corrects_version",
+    "corrects_total_nanos",
+    "correction_reason",
+    "correction_actor",
 )
 CREDIT_COLUMNS: Final = ("credit_id", "account_id", "time", "amount_nanos", "reason", "actor")
 CONTROL_COLUMNS: Final = (
@@ -135,7 +139,17 @@ def usage_row(event: UsageRecorded, priced: Priced) -> Row:
         event.bytes_in,
         event.bytes_out,
         event.client,
+        *_correction(event),
     )
+
+
+def _correction(event: UsageRecorded) -> Row:
+    if event.corrects is None:
+        return (0, 0, "", "")
+    corrects = event.corrects
+    if not (0 < corrects.version < event.version and 0 <= corrects.total_nanos < 2**63):
+        raise ValueError("no correction of an earlier version")
+    return (corrects.version, corrects.total_nanos, corrects.reason, corrects.actor)
 
 
 def control_row(event: ControlChanged, sequence: int) -> Row:

@@ -63,14 +63,9 @@ def create_app(
     spool = Spool(Path(config.spool_directory), metrics, bytes_max=config.spool_bytes_max)
     publisher = Publisher(broker.jetstream(), metrics, spool, is_connected=lambda: broker.is_connected)
     ways = _Ways(config, metrics)
-    pool = Pool(
-        config,
-        transport_for=ways.make if transport is None else lambda _: transport,
-        metrics=metrics,
-        upstreams=upstreams,
-        sealer=Sealer(config.secrets_key),
-    )
-
+    way = ways.make if transport is None else lambda _: transport
+    sealer = Sealer(config.secrets_key)
+    pool = Pool(config, transport_for=way, metrics=metrics, upstreams=upstreams, sealer=sealer)
     services = Services(
         pool=pool,
         keeper=keeper,
@@ -83,17 +78,10 @@ def create_app(
     )
     lifespan = _lifespan(services, broker, redis, scripts)
     directory = Directory(redis, Balances(redis, scripts), upstreams, scripts)
+    throttle = config.unknown_keys_per_minute
     return Proxy(
         local=Starlette(routes=_local_routes(redis, broker, metrics), lifespan=lifespan),
-        gate=Gate(
-            directory,
-            leases,
-            Gates(redis, scripts),
-            keeper,
-            spool,
-            book,
-            unknown_keys_per_minute=config.unknown_keys_per_minute,
-        ),
+        gate=Gate(directory, leases, Gates(redis, scripts), keeper, spool, book, unknown_keys_per_minute=throttle),
         services=services,
         free=FreePaths(pool, config, book, metrics),
         book=book,

@@ -1,5 +1,6 @@
 """The archive of memory and the real one: what is appended twice or replaced reads the same from both."""
 
+import asyncio
 import random
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
@@ -12,7 +13,7 @@ from libs.common.balances import Settlement
 from libs.common.events import Attempt, UsageRecorded
 from libs.common.pricing import price_event
 from services.accounting.ledger import Ledger, LedgerUnavailable
-from services.accounting.migrate import migrate
+from services.accounting.migrate import Layout, migrate
 from services.accounting.rows import USAGE_COLUMNS, Row, control_row, credit_row, usage_row
 from tests.contract.fakes import MemoryLedger
 from tests.unit.accounting.samples import account, changed, credit, recorded, request_id_at
@@ -41,7 +42,9 @@ async def stored(ledger: Ledger, account_id: str) -> dict[str, dict[str, Any]]:
 
 
 async def test_migrations_may_be_repeated(ledger: Ledger) -> None:
-    assert await migrate(ledger) == await migrate(ledger)
+    assert await migrate(ledger) == []
+    await asyncio.gather(*(migrate(ledger, Layout(detail_days=days)) for days in (10, 20)))
+    await migrate(ledger)
     assert await ledger.answers()
 
 

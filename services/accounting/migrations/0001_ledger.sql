@@ -1,6 +1,7 @@
 -- The archive of record. Sort keys are made of immutable event fields only; a newer version of a row replaces an older one,
--- so every read goes through FINAL. The fsync settings are what survives a power cut (RELIABILITY.md, ClickHouse).
-CREATE TABLE IF NOT EXISTS usage
+-- so every read goes through FINAL. The fsync settings are what survives a power cut (docs/reliability.md).
+-- Words in braces are filled in by migrate.py: one set of files for a single node and for a replicated cluster.
+CREATE TABLE IF NOT EXISTS usage {on_cluster}
 (
     request_id String,
     version UInt8,
@@ -37,12 +38,12 @@ CREATE TABLE IF NOT EXISTS usage
     INDEX by_upstream_request upstream_request_id TYPE bloom_filter(0.001) GRANULARITY 1,
     INDEX by_key key_id TYPE bloom_filter(0.01) GRANULARITY 4
 )
-ENGINE = ReplacingMergeTree(version)
-PARTITION BY toYYYYMM(time)
+ENGINE = {replacing(version)}
+PARTITION BY {partition}
 ORDER BY (account_id, time, request_id)
 SETTINGS fsync_after_insert = 1, fsync_part_directory = 1, min_rows_to_fsync_after_merge = 1, old_parts_lifetime = 480;
 
-CREATE TABLE IF NOT EXISTS credits
+CREATE TABLE IF NOT EXISTS credits {on_cluster}
 (
     credit_id String,
     account_id String,
@@ -52,11 +53,11 @@ CREATE TABLE IF NOT EXISTS credits
     actor String,
     recorded_at DateTime64(3, 'UTC') DEFAULT now64(3)
 )
-ENGINE = ReplacingMergeTree
+ENGINE = {replacing}
 ORDER BY (account_id, time, credit_id)
 SETTINGS fsync_after_insert = 1, fsync_part_directory = 1, min_rows_to_fsync_after_merge = 1, old_parts_lifetime = 480;
 
-CREATE TABLE IF NOT EXISTS control
+CREATE TABLE IF NOT EXISTS control {on_cluster}
 (
     sequence UInt64,
     kind LowCardinality(String),
@@ -68,6 +69,6 @@ CREATE TABLE IF NOT EXISTS control
     time DateTime64(3, 'UTC'),
     recorded_at DateTime64(3, 'UTC') DEFAULT now64(3)
 )
-ENGINE = ReplacingMergeTree
+ENGINE = {replacing}
 ORDER BY (kind, entity_id, sequence)
 SETTINGS fsync_after_insert = 1, fsync_part_directory = 1, min_rows_to_fsync_after_merge = 1, old_parts_lifetime = 480;

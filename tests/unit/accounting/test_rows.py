@@ -20,14 +20,14 @@ TABLES = {"usage": rows.USAGE_COLUMNS, "credits": rows.CREDIT_COLUMNS, "control"
 
 
 def created(table: str) -> str:
-    (statement,) = [one for one in _statements(DDL) if one.startswith(f"CREATE TABLE IF NOT EXISTS {table}\n")]
+    (statement,) = [one for one in _statements(DDL) if one.startswith(f"CREATE TABLE IF NOT EXISTS {table} ")]
     return statement
 
 
 def added(table: str) -> list[str]:
     """Columns of later migrations."""
     texts = [statement for _, text in _files() for statement in _statements(text)]
-    alterations = [text for text in texts if text.startswith(f"ALTER TABLE {table}\n")]
+    alterations = [text for text in texts if text.startswith(f"ALTER TABLE {table} ")]
     return [name for text in alterations for name in re.findall(r"ADD COLUMN IF NOT EXISTS (\w+)", text)]
 
 
@@ -47,7 +47,7 @@ def test_rows_are_replaced_by_what_never_changes(table: str) -> None:
     assert key is not None
     immutable = {"account_id", "time", "request_id", "credit_id", "kind", "entity_id", "sequence"}
     assert set(key[1].split(", ")) <= immutable
-    engine = "ReplacingMergeTree(version)" if table == "usage" else "ReplacingMergeTree"
+    engine = "{replacing(version)}" if table == "usage" else "{replacing}"
     assert f"ENGINE = {engine}\n" in statement
     for setting in ("fsync_after_insert = 1", "fsync_part_directory = 1", "min_rows_to_fsync_after_merge = 1"):
         assert setting in statement

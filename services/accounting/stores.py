@@ -1,12 +1,10 @@
-"""The stores an operator's command works on, opened for as long as it runs."""
+"""The stores a worker or an operator's command works on, opened for as long as it runs."""
 
 import asyncio
 import contextlib
-import sys
 from collections.abc import AsyncIterator
-from typing import Any, Final
+from typing import Final
 
-import msgspec
 import nats.errors
 from nats.aio.client import Client
 from nats.js.client import JetStreamContext
@@ -22,32 +20,31 @@ from libs.common.scripts import Scripts, StoreUnavailable
 from libs.common.upstreams import Upstreams
 from services.accounting.ledger import Ledger, LedgerUnavailable
 
-_CONNECT_S: Final = 10.0
 TROUBLE: Final = (StoreUnavailable, LedgerUnavailable, nats.errors.Error, APIError, OSError, TimeoutError)
 """What a store that is away, or goes away, raises."""
 
 
 class Stores:
-    """See the module's docstring."""
+    """Clients, and what gives Redis's scripts a meaning."""
 
     def __init__(self, config: AccountingConfig, broker: Client, ledger: Ledger, redis: RedisClient) -> None:
         self.config = config
+        self.broker = broker
         self.jetstream: JetStreamContext = broker.jetstream()
         self.ledger = ledger
         self.redis = redis
-        scripts = Scripts(redis)
-        self.scripts = scripts
-        self.balances = Balances(redis, scripts)
-        self.directory = Directory(redis, self.balances, Upstreams(redis, scripts), scripts)
-        self.gates = Gates(redis, scripts)
+        self.scripts = Scripts(redis)
+        self.balances = Balances(redis, self.scripts)
+        self.directory = Directory(redis, self.balances, Upstreams(redis, self.scripts), self.scripts)
+        self.gates = Gates(redis, self.scripts)
 
 
 @contextlib.asynccontextmanager
-async def open_stores(config: AccountingConfig) -> AsyncIterator[Stores]:
-    """Connect to all three. Raises what connecting raises, TimeoutError after ten seconds."""
+async def open_stores(config: AccountingConfig, *, name: str, connect_s: float | None) -> AsyncIterator[Stores]:
+    """Connect to all three. Raises StreamMissing, LedgerUnavailable; TimeoutError if NATS is not there within `connect_s`."""
     async with contextlib.AsyncExitStack() as stack:
-        async with asyncio.timeout(_CONNECT_S):
-            broker = await streams.connect(config.nats_url, name="relay-operator")
+        async with asyncio.timeout(connect_s):
+            broker = await streams.connect(config.nats_url, name=name)
             stack.push_async_callback(streams.close, broker)
             await streams.check(broker.jetstream())
             ledger = await Ledger.open(config.clickhouse_url)
@@ -55,23 +52,3 @@ async def open_stores(config: AccountingConfig) -> AsyncIterator[Stores]:
         redis = redisclient.connect(config.redis_url, try_seconds=redisclient.TRY_S_UNHURRIED)
         stack.push_async_callback(redis.aclose)
         yield Stores(config, broker, ledger, redis)
-
-
-class Output:
-    """Lines for a person, or one JSON object a line for a program."""
-
-    def __init__(self, *, as_json: bool) -> None:
-        self._as_json = as_json
-
-    def say(self, text: str, **fields: Any) -> None:
-        """A finding, with what a program wants to know of it."""
-        if self._as_json:
-            sys.stdout.write(msgspec.json.encode(fields).decode() + "\n")
-        else:
-            sys.stdout.write(text + "\n")
-        sys.stdout.flush()
-
-    def progress(self, text: str) -> None:
-        """How far it is: for a person who waits."""
-        sys.stderr.write(text + "\n")
-        sys.stderr.flush()

@@ -1,0 +1,143 @@
+"""Hourly sums equal the rows, whatever was delivered twice, corrected, regrouped or summed up by two workers at once."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from libs.common import ids
+from libs.common.events import Correction, UsageRecorded
+from libs.common.metrics import Metrics
+from services.accounting.app import bootstrap
+from services.accounting.ledger import Ledger
+from services.accounting.rollups import Rollups
+from services.accounting.settlement import price_batch
+from tests.integration.accounting_rig import Rig
+from tests.unit.accounting.samples import recorded, request_id_at
+
+pytestmark = pytest.mark.anyio
+HOUR_MS = 3_600_000
+START_MS = 1_790_000_000_000
+GROUPS = """
+SELECT key_id, member_id, model_answered, outcome, toUnixTimestamp(toStartOfHour(time, 'UTC')), count(),
+  sum(toInt128(total_nanos)),
+  sum(arraySum((class, quantity) -> if(class = 'input', quantity, 0), line_classes, line_quantities)),
+  sum(arraySum((class, quantity) -> if(class = 'output', quantity, 0), line_classes, line_quantities))
+FROM usage FINAL WHERE account_id = {account:String} GROUP BY ALL ORDER BY ALL
+"""
+ROLLED = """
+SELECT key_id, member_id, model, outcome, toUnixTimestamp(hour), number, total, input, output
+FROM usage_hours FINAL
+ARRAY JOIN key_ids AS key_id, member_ids AS member_id, models AS model, outcomes AS outcome, requests AS number,
+  total_nanos AS total, input_tokens AS input, output_tokens AS output
+WHERE account_id = {account:String} ORDER BY ALL
+"""
+NAIVE_TABLE = """
+CREATE TABLE IF NOT EXISTS naive_hours (account_id String, hour DateTime('UTC'), total Int128)
+ENGINE = SummingMergeTree ORDER BY (account_id, hour)
+"""
+NAIVE_VIEW = """
+CREATE MATERIALIZED VIEW IF NOT EXISTS naive TO naive_hours AS
+SELECT account_id, toStartOfHour(time) AS hour, sum(toInt128(total_nanos)) AS total FROM usage GROUP BY account_id, hour
+"""
+
+
+@pytest.fixture
+async def ledger(nats_url: str, redis_url: str, clickhouse_url: str) -> AsyncIterator[Ledger]:
+    async with Rig.over(nats_url, redis_url, clickhouse_url) as rig:
+        await bootstrap(rig.config)
+        yield rig.ledger
+
+
+def some_event(account_id: str, chance: random.Random) -> UsageRecorded:
+    return recorded(
+        account_id,
+        request_id=request_id_at(START_MS + chance.randrange(3 * HOUR_MS)),
+        tokens=chance.randrange(1, 10**6),
+        usage={"input_tokens": chance.randrange(10**6), "output_tokens": chance.randrange(10**5)},
+        key_id=chance.choice(["key_1", "key_2"]),
+        member_id=chance.choice(["", "memb_1"]),
+        model_answered=chance.choice(["claude-sonnet-4-6", "claude-haiku-4-5"]),
+        outcome=chance.choice(["expired", "partial", "measured"]),
+        version=chance.randint(1, 3),
+    )
+
+
+def newer(event: UsageRecorded, chance: random.Random) -> UsageRecorded:
+    """A later version of it, in which anything may be otherwise."""
+    corrects = Correction(version=event.version, total_nanos=1, reason="test", actor="test")
+    other = some_event(event.account_id, chance)
+    version = event.version + 1
+    return recorded(
+        event.account_id,
+        request_id=event.request_id,
+        usage=other.usage,
+        key_id=event.key_id,
+        model_answered=other.model_answered,
+        outcome="measured",
+        version=version,
+        corrects=corrects if version > 3 else None,
+    )
+
+
+async def deliver(ledger: Ledger, rollups: Rollups, batch: list[UsageRecorded]) -> None:
+    entries, unsettled = price_batch(batch)
+    assert not unsettled
+    await ledger.append_usage([entry.row for entry in entries])
+    for event in batch:
+        rollups.touched(event.account_id, ids.id_time_ms(event.request_id))
+
+
+async def same(ledger: Ledger, account_id: str) -> list[Any]:
+    rows = [tuple(row) for row in await ledger.query(GROUPS, {"account": account_id})]
+    rolled = [tuple(row) for row in await ledger.query(ROLLED, {"account": account_id})]
+    assert rolled == rows
+    return rows
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_sums_are_sums_of_rows_and_not_of_deliveries(ledger: Ledger, seed: int) -> None:
+    chance, account_id = random.Random(seed), ids.new_account_id()
+    await ledger.run(NAIVE_TABLE)
+    await ledger.run(NAIVE_VIEW)
+    two = [Rollups(ledger, Metrics(), every_s=1) for _ in range(2)]
+    known = [some_event(account_id, chance) for _ in range(60)]
+    for _ in range(8):
+        known += [newer(chance.choice(known), chance) for _ in range(15)]
+        batch = chance.sample(
+            known, chance.randint(1, len(known))
+        )  # some for the first time, some again, in any grouping
+        await deliver(ledger, chance.choice(two), batch)
+        if chance.random() < 0.5:
+            await asyncio.gather(*(one.flush() for one in two))
+        if chance.random() < 0.2:
+            await ledger.run("OPTIMIZE TABLE usage FINAL")
+            await ledger.run("OPTIMIZE TABLE usage_hours FINAL")
+    await asyncio.gather(*(one.flush() for one in two))
+    rows = await same(ledger, account_id)
+    assert len(rows) > 5
+    ((naive,),) = await ledger.query(
+        "SELECT sum(total) FROM naive_hours WHERE account_id = {a:String}", {"a": account_id}
+    )
+    assert int(naive) != sum(row[6] for row in rows)  # what it would be if deliveries were added up
+    await ledger.run("DROP VIEW naive")
+
+
+async def test_hours_a_dead_worker_had_in_hand_are_found_by_the_next(ledger: Ledger) -> None:
+    chance, account_id = random.Random(9), ids.new_account_id()
+    dead = Rollups(ledger, Metrics(), every_s=1)
+    await deliver(ledger, dead, [some_event(account_id, chance) for _ in range(50)])
+    await Rollups(ledger, Metrics(), every_s=1).flush()
+    assert await same(ledger, account_id)
+
+
+async def test_a_worker_sums_up_what_it_settles(nats_url: str, redis_url: str, clickhouse_url: str) -> None:
+    async with Rig.over(nats_url, redis_url, clickhouse_url) as rig:
+        account_id = await rig.new_account()
+        async with rig.worker():
+            for tokens in range(1, 11):
+                await rig.publish([recorded(account_id, tokens)])
+            await rig.settled(account_id, 10, 55 * 3_000)
+        assert await same(rig.ledger, account_id)
