@@ -108,10 +108,10 @@ class Balances:
             rediskeys.credits_taken(account_id),
             about,
             repair.id,
+            str(repair.balance_nanos),
             str(repair.granted_nanos),
             str(repair.spent_nanos),
             str(repair.held_nanos),
-            "1" if about == account else "0",
         )
         result: CreditResult = reply.decode()
         return result

@@ -162,13 +162,14 @@ class Repair(msgspec.Struct, frozen=True, kw_only=True, tag="repair"):
     """An entry that brings a number in Redis back to what archive and log say. The archive itself is never changed by it.
 
     It concerns one hash: the account's, or, if one of them is named, a key's or a member's. Amounts are differences in
-    nano-dollars; the balance changes by granted - spent.
+    nano-dollars.
     """
 
     id: str
     account_id: str
     key_id: str = ""
     member_id: str = ""
+    balance_nanos: int = 0
     granted_nanos: int = 0
     spent_nanos: int = 0
     held_nanos: int = 0

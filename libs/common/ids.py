@@ -50,6 +50,11 @@ def new_upstream_id() -> str:
     return "upst_" + uuid7_hex()
 
 
+def new_repair_id() -> str:
+    """`rep_` + 32 hex digits."""
+    return "rep_" + uuid7_hex()
+
+
 def id_bytes(identifier: str) -> bytes:
     """The 16 bytes behind any of our ids. Raises ValueError for anything but `prefix_` + 32 lower-case hex digits."""
     match = _ID.fullmatch(identifier)

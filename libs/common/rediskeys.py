@@ -54,6 +54,11 @@ def claim(partition: int) -> str:
     return f"{{p{partition:02d}}}claim"
 
 
+def rebuilding(partition: int) -> str:
+    """String: while a partition is rebuilt, the Unix millisecond before which the archive counts as its base."""
+    return f"{{p{partition:02d}}}rebuilding"
+
+
 def slots(account_id: str, owner_id: str) -> str:
     """Sorted set of an account, a member or a key: request id in flight → Unix microsecond at which its slot ends."""
     return f"{_tag(account_id)}slots:{owner_id}"

@@ -28,6 +28,7 @@ Script = Literal[
     "put_entity",
     "remember",
     "repair",
+    "audit",
     "admit",
     "check",
     "renew",

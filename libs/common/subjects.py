@@ -10,6 +10,8 @@ STREAM_DLQ: Final = "DLQ"
 CONSUMER_ACCOUNTING: Final = "accounting"
 DLQ_USAGE: Final = "dlq.usage"
 DLQ_CONTROL: Final = "dlq.control"
+DLQ_RESOLVED: Final = "dlq.resolved"
+"""What was decided about parked messages: nothing in DLQ is ever deleted."""
 
 _DAY_S: Final = 86_400
 _DUPLICATE_WINDOW_S: Final = 2 * 3600

@@ -176,7 +176,9 @@ class Consumer:
                 kept.add(position)
                 continue
             for one in found:
-                await park(self._jetstream, self._metrics, self._handle.dlq_subject, one.payload, one.reason)
+                subject, sequence = self._handle.dlq_subject, metadata.sequence.stream
+                await park(self._jetstream, self._metrics, subject, one.payload, one.reason, sequence=sequence)
+                failpoints.reach("parked")
         return kept
 
     async def _put_back(self, message: Msg) -> None:

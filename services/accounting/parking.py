@@ -36,12 +36,16 @@ def is_hopeless(trouble: Trouble, *, deliveries: int, age_s: float) -> bool:
     return deliveries >= DELIVERIES_MIN and age_s >= _AGE_S_MIN[trouble.patience]
 
 
-async def park(jetstream: JetStreamContext, metrics: Metrics, subject: str, payload: bytes, reason: str) -> None:
+async def park(
+    jetstream: JetStreamContext, metrics: Metrics, subject: str, payload: bytes, reason: str, *, sequence: int
+) -> None:
     """Publish to DLQ and wait for the acknowledgement; repeated, the server keeps one. Raises nats errors.
 
-    What is too large to travel with a reason is cut, and says so; the whole of it stays in the stream it came from.
+    `sequence`: where its message stands in the stream it came from. What is too large to travel with a reason is cut, and
+    says so; the whole of it stays in that stream.
     """
     headers = {"Nats-Msg-Id": hashlib.sha256(payload).hexdigest()[:32], "Relay-Reason": one_line(reason)}
+    headers["Relay-Sequence"] = str(sequence)
     if len(payload) > _PAYLOAD_BYTES_MAX:
         headers["Relay-Cut-From-Bytes"] = str(len(payload))
     ack = await jetstream.publish(subject, payload[:_PAYLOAD_BYTES_MAX], stream=subjects.STREAM_DLQ, headers=headers)

@@ -18,14 +18,13 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from typing import Final
 
 import msgspec
 import nats.errors
 from nats.aio.msg import Msg
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.client import JetStreamContext
 from nats.js.errors import APIError, NotFoundError
 
@@ -34,25 +33,18 @@ from libs.common.events import Repair
 from libs.common.gates import Gates, GateState
 from libs.common.metrics import Metrics
 from libs.common.scripts import StoreRefused, StoreUnavailable
+from services.accounting import log
 from services.accounting.control import Applier
 from services.accounting.ledger import LedgerUnavailable
+from services.accounting.log import BEGINNING
 from services.accounting.settlement import REMEMBERED_S, Debits, UsageLedger, settle_again
 
 _log: Final = logging.getLogger("relay.rewind")
 _EVERY_S: Final = 0.5
-_BATCH: Final = 200
 _CLAIM_S: Final = 10.0
-_BEGINNING: Final = clock.from_unix_ms(0)
-_FETCH_S: Final = 2.0
-_FORGOTTEN_S: Final = 60.0
-"""After which the server forgets a reader that died."""
 _TOLD_EVERY_S: Final = 60.0
 _TROUBLE: Final = (StoreUnavailable, LedgerUnavailable, nats.errors.Error, APIError, OSError, TimeoutError)
 _UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-
-
-class LogTorn(nats.errors.Error):
-    """A message of the log did not arrive: what was read is not all there is."""
 
 
 class Rewinder:
@@ -108,7 +100,7 @@ class Rewinder:
         found = {number: state for number, state in closed.items() if state.opened_for}
         opened = 0
         if lost and await self._is_young():
-            opened += await self._rewind_all(lost, _BEGINNING, _BEGINNING)
+            opened += await self._rewind_all(lost, BEGINNING, BEGINNING)
         elif lost:
             self._tell(
                 logging.CRITICAL,
@@ -184,12 +176,12 @@ class Rewinder:
         return sum(opened)
 
     async def _settle_again(self, states: dict[int, GateState], control: datetime, usage: datetime) -> None:
-        is_whole = control == _BEGINNING
-        async for messages in self._read(subjects.STREAM_CONTROL, "control.>", control):
+        is_whole = control == BEGINNING
+        async for messages in log.read(self._jetstream, subjects.STREAM_CONTROL, "control.>", control):
             await self._keep_claim(states)
             for message in messages:
                 await self._apply(message, is_whole=is_whole)
-        async for messages in self._read(subjects.STREAM_USAGE, "usage.>", usage):
+        async for messages in log.read(self._jetstream, subjects.STREAM_USAGE, "usage.>", usage):
             await self._keep_claim(states)
             found = [event for message in messages for event in _usage_of(message, states)]
             await settle_again(found, self._ledger, self._debits, self._metrics)
@@ -202,7 +194,7 @@ class Rewinder:
         try:
             event = events.decode_control(message.data)
             if is_whole and isinstance(event.entity, Repair):
-                event = msgspec.structs.replace(event, entity=_without_effect(event.entity))
+                event = msgspec.structs.replace(event, entity=without_effect(event.entity))
             await self._directory.apply(event, message.metadata.sequence.stream)
         except _UNREADABLE:
             _log.debug("a change that cannot be read is passed over; it is parked")
@@ -221,43 +213,17 @@ class Rewinder:
     async def _time_of(self, stream: str, sequence: int) -> datetime:
         """Some time before the last message a server remembers, and not later than that long ago."""
         if not sequence:  # it was opened, and then it settled nothing, or forgot all of it
-            return _BEGINNING
+            return BEGINNING
         try:
             message = await self._jetstream.get_msg(stream, sequence)
         except NotFoundError:  # it is older than the stream
-            return _BEGINNING
-        return min(clock.utc_now(), message.time or _BEGINNING) - self._rewind
-
-    async def _read(self, stream: str, subject: str, since: datetime) -> AsyncIterator[list[Msg]]:
-        """All messages from a time on, up to the one that is the last now. Raises LogTorn if one is missing."""
-        state = (await self._jetstream.stream_info(stream)).state
-        if state.messages == 0:
-            return
-        config = ConsumerConfig(
-            deliver_policy=DeliverPolicy.BY_START_TIME,
-            opt_start_time=since,
-            ack_policy=AckPolicy.NONE,
-            inactive_threshold=_FORGOTTEN_S,
-        )
-        subscription = await self._jetstream.pull_subscribe(subject, stream=stream, config=config)
-        read = 0
-        try:
-            while (await subscription.consumer_info()).num_pending:
-                messages = await subscription.fetch(_BATCH, timeout=_FETCH_S)
-                for message in messages:  # nothing is acknowledged, so what is lost on the way does not come again
-                    read += 1
-                    if message.metadata.sequence.consumer != read:
-                        raise LogTorn(f"message {read} of {stream} was lost on the way")
-                yield messages
-                if messages[-1].metadata.sequence.stream >= state.last_seq:
-                    return
-        finally:
-            await subscription.unsubscribe()
+            return BEGINNING
+        return min(clock.utc_now(), message.time or BEGINNING) - self._rewind
 
 
-def _without_effect(repair: Repair) -> Repair:
+def without_effect(repair: Repair) -> Repair:
     """Made for numbers that are gone. It is noted all the same, so that it never counts again."""
-    return msgspec.structs.replace(repair, granted_nanos=0, spent_nanos=0, held_nanos=0)
+    return msgspec.structs.replace(repair, balance_nanos=0, granted_nanos=0, spent_nanos=0, held_nanos=0)
 
 
 def _usage_of(message: Msg, states: dict[int, GateState]) -> list[events.UsageRecorded]:

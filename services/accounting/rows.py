@@ -1,5 +1,6 @@
 """Events as rows of the archive: pure, and in one place, so that a receipt can be recomputed from its row alone."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -9,7 +10,9 @@ from libs.common import clock, ids
 from libs.common.events import (
     Account,
     ApiKey,
+    Attempt,
     ControlChanged,
+    Correction,
     Credit,
     Member,
     Repair,
@@ -150,6 +153,39 @@ def _correction(event: UsageRecorded) -> Row:
     if not (0 < corrects.version < event.version and 0 <= corrects.total_nanos < 2**63):
         raise ValueError("no correction of an earlier version")
     return (corrects.version, corrects.total_nanos, corrects.reason, corrects.actor)
+
+
+def event_of(row: Sequence[Any]) -> UsageRecorded:
+    """The event of a row of `usage` in the order of USAGE_COLUMNS: the inverse of `usage_row`, so that nothing is lost.
+
+    Raises msgspec.MsgspecError.
+    """
+    of = dict(zip(USAGE_COLUMNS, row, strict=True))
+    tries = zip(
+        of["attempt_upstreams"],
+        of["attempt_statuses"],
+        of["attempt_errors"],
+        of["attempt_durations_us"],
+        strict=True,
+    )
+    corrects = None
+    if of["corrects_version"]:
+        corrects = Correction(
+            version=of["corrects_version"],
+            total_nanos=of["corrects_total_nanos"],
+            reason=of["correction_reason"],
+            actor=of["correction_actor"],
+        )
+    same = {name: of[name] for name in UsageRecorded.__struct_fields__ if name in of}
+    return UsageRecorded(
+        **same
+        | {
+            "usage": msgspec.json.decode(of["usage"]),
+            "declined_models": tuple(of["declined_models"]),
+            "tries": tuple(Attempt(upstream_id=a, status=b, error=c, duration_us=d) for a, b, c, d in tries),
+            "corrects": corrects,
+        }
+    )
 
 
 def control_row(event: ControlChanged, sequence: int) -> Row:

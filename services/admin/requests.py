@@ -47,6 +47,18 @@ class AttemptView(msgspec.Struct, kw_only=True):
     duration_us: int
 
 
+class CorrectionView(msgspec.Struct, kw_only=True):
+    """Why the amount is not what it was."""
+
+    version: int
+    """The version that was corrected."""
+    total_usd: str
+    """What it cost then."""
+    total_nanos: int
+    reason: str
+    actor: str
+
+
 class RequestView(msgspec.Struct, kw_only=True):
     """A ledger row. Lines add up to the total exactly."""
 
@@ -79,6 +91,8 @@ class RequestView(msgspec.Struct, kw_only=True):
     bytes_in: int
     bytes_out: int
     client: str
+    corrects: CorrectionView | None
+    """Of a corrected row: what it was before. Else null."""
 
 
 class RequestPage(msgspec.Struct):
@@ -153,8 +167,21 @@ def _view(row: Row) -> RequestView:
         "lines": lines,
         "attempts": attempts,
         "total_usd": money.format_usd(row["total_nanos"]),
+        "corrects": _correction(row),
     }
     return RequestView(**plain)
+
+
+def _correction(row: Row) -> CorrectionView | None:
+    if not row["corrects_version"]:
+        return None
+    return CorrectionView(
+        version=row["corrects_version"],
+        total_usd=money.format_usd(row["corrects_total_nanos"]),
+        total_nanos=row["corrects_total_nanos"],
+        reason=row["correction_reason"],
+        actor=row["correction_actor"],
+    )
 
 
 def _usd_per_mtok(attos: int) -> str:

@@ -15,7 +15,7 @@ from nats.js.api import StreamInfo
 from nats.js.client import JetStreamContext
 from redis import Redis
 
-from libs.common import clock, events, failpoints, ids, redisclient, rediskeys, subjects
+from libs.common import events, failpoints, ids, redisclient, rediskeys, subjects
 from libs.common.directory import Directory
 from libs.common.events import Repair, UsageRecorded
 from libs.common.failpoints import FailpointReached
@@ -26,7 +26,8 @@ from libs.common.scripts import StoreUnavailable
 from libs.common.upstreams import Upstreams
 from libs.localstack.process import Process, free_port, port_answers
 from libs.localstack.stores import start_nats, start_redis
-from services.accounting.rewinder import LogTorn, Rewinder
+from services.accounting.log import LogTorn
+from services.accounting.rewinder import Rewinder
 from tests.e2e.store import Store
 from tests.integration.accounting_rig import Rig, until
 from tests.integration.test_redis_cluster import Cluster, Watched, cluster, collected_here, watched
@@ -267,7 +268,7 @@ async def test_a_repair_made_for_numbers_that_are_gone_does_not_count_again(rig:
     async with rig.worker():
         account_id, _, _ = await history(rig)
         await rig.settled(account_id, 20, 210 * ONE_TOKEN_NANOS)
-        entry = Repair(id="rep_1", account_id=account_id, spent_nanos=5, reason="", created_at_ms=clock.unix_ms())
+        entry = Repair(id="rep_1", account_id=account_id, balance_nanos=-5, spent_nanos=5, reason="", created_at_ms=1)
         await rig.redis.hincrby(rediskeys.account(account_id), "spent", -5)  # what it repairs
         await rig.redis.hincrby(rediskeys.account(account_id), "balance", 5)
         subject = subjects.control_subject("repair", entry.id)

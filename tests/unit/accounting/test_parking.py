@@ -52,7 +52,7 @@ def test_who_is_parked(patience: Patience, deliveries: int, age_s: float, hopele
 async def test_what_is_parked_twice_is_there_once() -> None:
     dlq, metrics = Dlq(), Metrics()
     for _ in range(2):
-        await park(dlq, metrics, subjects.DLQ_USAGE, b"payload", "Unpriced:\r\n model \x00 é")
+        await park(dlq, metrics, subjects.DLQ_USAGE, b"payload", "Unpriced:\r\n model \x00 é", sequence=7)
     ((subject, payload, headers),) = dlq.messages.values()
     assert (subject, payload) == (subjects.DLQ_USAGE, b"payload")
     assert headers["Relay-Reason"] == "Unpriced: model ? ?"
@@ -62,7 +62,7 @@ async def test_what_is_parked_twice_is_there_once() -> None:
 @pytest.mark.anyio
 async def test_what_is_too_large_is_cut_and_says_so() -> None:
     dlq = Dlq()
-    await park(dlq, Metrics(), subjects.DLQ_USAGE, b"x" * 1024 * 1024, "why")
+    await park(dlq, Metrics(), subjects.DLQ_USAGE, b"x" * 1024 * 1024, "why", sequence=7)
     ((_, payload, headers),) = dlq.messages.values()
     assert len(payload) == 1_000_000
     assert headers["Relay-Cut-From-Bytes"] == str(1024 * 1024)
