@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-cluster check format bench bench-smoke bench-admission test-clients lock clean
+.PHONY: help setup run test test-cluster check format bench bench-smoke bench-admission test-clients chaos lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -29,6 +29,9 @@ test: setup  ## every test
 
 test-cluster: setup  ## the tests of admission and the upstream pool again, on a Redis Cluster of three nodes
 	RELAY_TEST_REDIS=cluster $(BIN)/python -m pytest -m redis_suite
+
+chaos: setup  ## faults under load for SECONDS (600) with SEED, and a ledger that must come out right
+	$(BIN)/python -m tests.chaos $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
 
 check: setup  ## lint, format, types, import rules: seconds
 	$(BIN)/ruff check .

@@ -148,6 +148,7 @@ class LocalRelay:
         if name == "admin":
             environment["RELAY_ADMIN_TOKEN"] = self._admin_token
         if name == "gateway":
+            environment["RELAY_SPOOL_DIRECTORY"] = str(self._config.home / "spool")
             environment["RELAY_UPSTREAM_URL"] = self._upstream_url
             environment["RELAY_UPSTREAM_API_KEY"] = self._config.upstream_api_key or _SIMULATOR_KEY
         command = [sys.executable, "-m", f"services.{name}"]

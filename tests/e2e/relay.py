@@ -40,8 +40,16 @@ class Service:
     """One process; it can be ended in any way, and started again at the same address."""
 
     def __init__(
-        self, name: str, *command: str, port: int, environment: dict[str, str], logs: Path, ready: str
+        self,
+        name: str,
+        *command: str,
+        port: int,
+        environment: dict[str, str],
+        logs: Path,
+        ready: str,
+        cwd: Path | None = None,
     ) -> None:
+        self._cwd = cwd
         self.name = name
         self.url = f"http://127.0.0.1:{port}"
         self.log = logs / f"{name}-{port}.log"
@@ -53,7 +61,12 @@ class Service:
         """Without waiting until it is ready."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                self._command, env=self._environment, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL
+                self._command,
+                env=self._environment,
+                cwd=self._cwd,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
             )
         return self
 

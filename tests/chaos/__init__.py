@@ -1,0 +1,1 @@
+"""`make chaos`: the whole relay under load and faults, and a ledger that must come out right. Read stages.py first."""
