@@ -19,15 +19,22 @@ _BUS_OFFSET: Final = 10_000
 _PORT_MAX: Final = 65_535
 
 
-def start_nats(directory: Path, logs: Path, *, port: int, environment: Mapping[str, str] | None = None) -> Process:
-    """JetStream, one node, every message synced before it is acknowledged."""
+def start_nats(
+    directory: Path,
+    logs: Path,
+    *,
+    port: int,
+    sync_interval: str = "always",
+    environment: Mapping[str, str] | None = None,
+) -> Process:
+    """JetStream, one node, every message synced before it is acknowledged, unless a test wants it otherwise."""
     monitor = free_port()
     directory.mkdir(parents=True, exist_ok=True)
     config = directory / "nats.conf"
     config.write_text(
         f"""listen: 127.0.0.1:{port}
 http: 127.0.0.1:{monitor}
-jetstream {{ store_dir: {json.dumps(str(directory), ensure_ascii=False)}, sync_interval: always }}
+jetstream {{ store_dir: {json.dumps(str(directory), ensure_ascii=False)}, sync_interval: {sync_interval} }}
 """
     )
     process = Process.start(

@@ -18,6 +18,7 @@ from libs.common.pricebook import PriceBook
 from libs.common.pricing import can_price
 from libs.common.scripts import StoreUnavailable
 from services.gateway import callers, hold, recovery, refusals
+from services.gateway.clock import ClockCheck
 from services.gateway.headers import Headers, credential
 from services.gateway.keeper import LeaseKeeper
 from services.gateway.peek import Ask
@@ -29,6 +30,9 @@ _NO_KEY: Final = "No API key. Send your key as x-api-key or as Authorization: Be
 _BAD_KEY: Final = "Invalid API key. Check that it is complete; keys of this relay start with sk-cr-."
 _STORE_AWAY: Final = "The relay cannot check keys right now. Nothing was charged; please try again."
 _SPOOL_FULL: Final = "The relay cannot record usage right now. Nothing was charged; please try again."
+_CLOCK_WRONG: Final = (
+    "The clock of this gateway is {seconds} s wrong, so it takes no requests. Nothing was charged; please try again."
+)
 _TOO_MANY_KEYS: Final = (
     "Too many API keys that do not exist were tried from this address. Check your key, then try again."
 )
@@ -67,6 +71,7 @@ class Gate:
         gates: Gates,
         keeper: LeaseKeeper,
         spool: Spool,
+        clock: ClockCheck,
         book: PriceBook,
         *,
         unknown_keys_per_minute: int,
@@ -76,6 +81,7 @@ class Gate:
         self._gates = gates
         self._keeper = keeper
         self._spool = spool
+        self._clock = clock
         self._book = book
         self._unknown_keys_per_minute = unknown_keys_per_minute
         self._known: dict[str, Principal] = {}
@@ -102,6 +108,8 @@ class Gate:
         """Let a message request through, or raise the RelayError that says why not: then nothing is taken or charged."""
         if self._spool.is_full:
             raise Overloaded(_SPOOL_FULL)
+        if self._clock.is_wrong:
+            raise Overloaded(_CLOCK_WRONG.format(seconds=abs(self._clock.skew_ms) // 1000))
         principal = request.principal
         memo = self._memo(request)
         admission = Admission(

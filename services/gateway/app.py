@@ -30,6 +30,7 @@ from libs.common.sealing import Sealer
 from libs.common.upstreams import Upstreams
 from services.gateway import callers, recovery
 from services.gateway.admission import Gate
+from services.gateway.clock import ClockCheck
 from services.gateway.cycle import BodyBudget
 from services.gateway.exchange import Drains, Services
 from services.gateway.free import FreePaths
@@ -76,12 +77,13 @@ def create_app(
         config=config,
         price_book_version=book.version,
     )
-    lifespan = _lifespan(services, broker, redis, scripts)
+    clock = ClockCheck(redis, metrics)
+    lifespan = _lifespan(services, clock, broker, redis, scripts)
     directory = Directory(redis, Balances(redis, scripts), upstreams, scripts)
-    throttle = config.unknown_keys_per_minute
+    throttle, gates = config.unknown_keys_per_minute, Gates(redis, scripts)
     return Proxy(
-        local=Starlette(routes=_local_routes(redis, broker, metrics), lifespan=lifespan),
-        gate=Gate(directory, leases, Gates(redis, scripts), keeper, spool, book, unknown_keys_per_minute=throttle),
+        local=Starlette(routes=_local_routes(redis, broker, clock, metrics), lifespan=lifespan),
+        gate=Gate(directory, leases, gates, keeper, spool, clock, book, unknown_keys_per_minute=throttle),
         services=services,
         free=FreePaths(pool, config, book, metrics),
         book=book,
@@ -93,7 +95,7 @@ def create_app(
 
 
 def _lifespan(
-    services: Services, broker: Client, redis: RedisClient, scripts: Scripts
+    services: Services, clock: ClockCheck, broker: Client, redis: RedisClient, scripts: Scripts
 ) -> Callable[[Starlette], AbstractAsyncContextManager[None]]:
     config, pool, keeper, publisher = services.config, services.pool, services.keeper, services.publisher
 
@@ -103,7 +105,12 @@ def _lifespan(
         connecting = spawn(streams.connect(config.nats_url, name="relay-gateway", client=broker), name="nats-connect")
         with contextlib.suppress(StoreUnavailable):  # it is tried again every second
             await pool.refresh()
-        running = [spawn(keeper.run(), name="keep-leases"), spawn(pool.run(), name="follow-upstreams")]
+        await clock.look()
+        running = [
+            spawn(keeper.run(), name="keep-leases"),
+            spawn(pool.run(), name="follow-upstreams"),
+            spawn(clock.run(), name="check-clock"),
+        ]
         await publisher.flush(_REPLAY_S)  # what was left goes first; NATS away does not keep us from serving
         try:
             yield
@@ -136,12 +143,12 @@ def _arm(config: GatewayConfig) -> None:
         raise ConfigError(f"RELAY_FAILPOINTS cannot be read: {error}") from None
 
 
-def _local_routes(redis: RedisClient, broker: Client, metrics: Metrics) -> list[Route]:
+def _local_routes(redis: RedisClient, broker: Client, clock: ClockCheck, metrics: Metrics) -> list[Route]:
     async def ready(_: Request) -> Response:
-        """Redis is needed to admit. NATS is not: events wait for it."""
+        """Redis and a clock that is right are needed to admit. NATS is not: events wait for it."""
         redis_up = await redisclient.answers(redis)
-        state = {"redis": redis_up, "nats": broker.is_connected}
-        return JSONResponse(state, status_code=200 if redis_up else 503)
+        state = {"redis": redis_up, "nats": broker.is_connected, "clock": not clock.is_wrong}
+        return JSONResponse(state, status_code=200 if redis_up and not clock.is_wrong else 503)
 
     async def healthy(_: Request) -> Response:
         return JSONResponse({"status": "ok"})

@@ -1,5 +1,6 @@
 """The relay under chaos: two gateways, two accounting workers, admin, a simulator; every way between them through a proxy."""
 
+import asyncio
 import contextlib
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from libs.common import streams, subjects
 from libs.localstack.stores import start_clickhouse, start_nats, start_redis
 from tests.chaos.toxic import Toxics
 from tests.e2e.relay import ADMIN_TOKEN, UPSTREAM_KEY, Relay, Service, environment_of, free_port
@@ -14,6 +16,7 @@ from tests.e2e.store import Store
 
 GATEWAYS: Final = ("gateway-1", "gateway-2")
 WORKERS: Final = ("accounting-1", "accounting-2")
+ACK_WAIT_S: Final = 5
 QUICK: Final = {
     "RELAY_LEASE_SECONDS": "5",
     "RELAY_REAP_SECONDS": "1",
@@ -69,6 +72,7 @@ class Stack:
             service.start()
         for service in self.services.values():
             service.wait_ready()
+        asyncio.run(_shorten_ack_wait(self.direct["RELAY_NATS_URL"]))
         self.relay = Relay(self.direct, self.home / "logs", {**self.services, "gateway": self.services["gateway-1"]})
 
     def stop(self) -> None:
@@ -118,6 +122,16 @@ class Stack:
         return Service(
             name, f"services.{kind}", port=port, environment=environment, logs=logs, ready="/readyz", cwd=self._cwd
         )
+
+
+async def _shorten_ack_wait(nats_url: str) -> None:
+    """What a worker had in hand when it was killed comes again after a minute: too long for a stage."""
+    broker = await streams.connect(nats_url, name="chaos")
+    for stream in (subjects.STREAM_USAGE, subjects.STREAM_CONTROL):
+        info = await broker.jetstream().consumer_info(stream, subjects.CONSUMER_ACCOUNTING)
+        info.config.ack_wait = ACK_WAIT_S
+        await broker.jetstream().add_consumer(stream, info.config)
+    await streams.close(broker)
 
 
 @contextlib.contextmanager

@@ -41,7 +41,7 @@ def test_while_balances_are_checked_the_caller_is_told_to_come_again() -> None:
     assert (error.status, error.kind) == (529, "overloaded_error")
     assert error.headers["retry-after"] == "1"
     assert error.headers.get("x-should-retry") != "false"
-    assert "after a restart of its store. Nothing was charged; please try again in a moment." in error.message
+    assert "after a restart. Nothing was charged; please try again in a moment." in error.message
 
 
 def test_a_model_the_key_may_not_use_is_not_there() -> None:
