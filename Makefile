@@ -21,8 +21,8 @@ $(STAMP): requirements-dev.txt
 	@$(BIN)/python -c 'import chdb, nats, redis, httpx2, anthropic' || { echo "the installation is not complete; see above"; exit 1; }
 	@touch $@
 
-run: setup  ## the whole relay on this machine, with a demo account
-	@exec $(BIN)/python -m libs.localstack run
+run: setup  ## the whole relay on this machine, with a demo account (PROFILE=cluster: three of everything)
+	@RELAY_PROFILE=$(PROFILE) exec $(BIN)/python -m libs.localstack run
 
 test: setup  ## every test
 	$(BIN)/python -m pytest

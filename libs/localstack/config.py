@@ -14,6 +14,8 @@ class LocalConfig:
     """What `make run` can be told."""
 
     home: Path
+    profile: str
+    """`single`, or `cluster`: three of everything that can be."""
     gateway_port: int
     admin_port: int
     upstream_url: str
@@ -33,7 +35,11 @@ def load(environment: Mapping[str, str] | None = None) -> LocalConfig:
     api_key = values.pop("RELAY_UPSTREAM_API_KEY", "") or values.get("ANTHROPIC_API_KEY", "")
     values.pop("ANTHROPIC_API_KEY", None)
     url = values.pop("RELAY_UPSTREAM_URL", "") or (ANTHROPIC_URL if api_key else "")
+    profile = values.pop("RELAY_PROFILE", "") or "single"
+    if profile not in ("single", "cluster"):
+        raise ValueError(f"RELAY_PROFILE must be single or cluster, not {profile!r}")
     return LocalConfig(
+        profile=profile,
         home=Path(values.get("RELAY_HOME") or ".relay").absolute(),
         gateway_port=_port(values, "RELAY_GATEWAY_PORT", 8080),
         admin_port=_port(values, "RELAY_ADMIN_PORT", 8081),

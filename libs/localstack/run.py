@@ -15,6 +15,8 @@ import httpx2
 
 from libs.common import sealing
 from libs.localstack import config as settings
+from libs.localstack.balancer import start_balancer
+from libs.localstack.cluster import ClusterStores
 from libs.localstack.config import LocalConfig
 from libs.localstack.process import Process, ProcessFailed, free_port, http_answers, port_answers
 from libs.localstack.stores import Stores
@@ -38,11 +40,15 @@ class LocalRelay:
     def __init__(self, config: LocalConfig) -> None:
         self._config = config
         self._logs = config.home / "logs"
-        self._stores = Stores(config.home, self._logs, config.environment)
+        self._clustered = config.profile == "cluster"
         self._services: list[Process] = []
         self._gateway_port = config.gateway_port or free_port()
         self._admin_port = config.admin_port or free_port()
         self._saved = _read_json(config.home / "run.json")
+        self._stores: Stores | ClusterStores = Stores(config.home, self._logs, config.environment)
+        if self._clustered:
+            saved = self._saved.get("cluster_ports")
+            self._stores = ClusterStores(config.home, self._logs, config.environment, saved)
         self._admin_token = config.admin_token or self._saved.get("admin_token") or secrets.token_urlsafe(32)
         self._secrets_key = config.secrets_key or self._saved.get("secrets_key") or sealing.new_key()
         self._upstream_url = config.upstream_url
@@ -60,13 +66,7 @@ class LocalRelay:
         self._bootstrap()
         if not self._upstream_url:
             self._start_simulator()
-        for name, port in (
-            ("accounting", free_port()),
-            ("admin", self._admin_port),
-            ("gateway", self._gateway_port),
-        ):
-            _say(f"starting {name} …")
-            self._start_service(name, port)
+        self._start_services()
         account_id, api_key = self._demo_account()
         run = {
             "gateway_url": self.gateway_url,
@@ -79,6 +79,7 @@ class LocalRelay:
             "nats_url": self._stores.nats_url,
             "redis_url": self._stores.redis_url,
             "clickhouse_url": self._stores.clickhouse_url,
+            "cluster_ports": self._stores.ports if isinstance(self._stores, ClusterStores) else None,
             "pids": {process.name: process.pid for process in self._all()},
         }
         _write_private(self._config.home / "run.json", run)
@@ -90,8 +91,12 @@ class LocalRelay:
             try:
                 stopping.get(timeout=_WATCH_S)
             except queue.Empty:
-                if died := next((process for process in self._all() if not process.is_running()), None):
-                    return died
+                died = [process for process in self._all() if not process.is_running()]
+                if died and not self._clustered:
+                    return died[0]
+                for process in died:  # so that one may kill things and watch what becomes of them
+                    self._forget(process)
+                    _say(f"{process.name} has ended; the others go on")
             else:
                 return None
 
@@ -107,6 +112,40 @@ class LocalRelay:
     def _all(self) -> list[Process]:
         return [*self._stores.processes, *self._services]
 
+    def _forget(self, process: Process) -> None:
+        for processes in (self._stores.processes, self._services):
+            if process in processes:
+                processes.remove(process)
+
+    def _start_services(self) -> None:
+        if not self._clustered:
+            for name, port in (
+                ("accounting", free_port()),
+                ("admin", self._admin_port),
+                ("gateway", self._gateway_port),
+            ):
+                _say(f"starting {name} …")
+                self._start_service(name, port)
+            return
+        _say("starting two accounting workers, admin, three gateways and the balancer …")
+        for number in (1, 2):
+            self._start_service("accounting", free_port(), f"-{number}")
+        self._start_service("admin", self._admin_port)
+        gateways = {f"gateway-{number}": free_port() for number in (1, 2, 3)}
+        for name, port in gateways.items():
+            self._start_service("gateway", port, name.removeprefix("gateway"))
+        home = self._config.home / "balancer"
+        environment = self._config.environment
+        balancer = start_balancer(
+            home,
+            self._logs,
+            port=self._gateway_port,
+            admin_port=free_port(),
+            gateways=gateways,
+            environment=environment,
+        )
+        self._services.append(balancer)
+
     def _environment(self) -> dict[str, str]:
         return {
             **self._config.environment,
@@ -114,6 +153,7 @@ class LocalRelay:
             "RELAY_NATS_URL": self._stores.nats_url,
             "RELAY_REDIS_URL": self._stores.redis_url,
             "RELAY_CLICKHOUSE_URL": self._stores.clickhouse_url,
+            **({"RELAY_STREAM_REPLICAS": "3"} if self._clustered else {}),
             "PYTHONUNBUFFERED": "1",
             "NO_PROXY": "127.0.0.1",
             "no_proxy": "127.0.0.1",
@@ -141,17 +181,18 @@ class LocalRelay:
         process.wait_until(port_answers(port), seconds=_READY_S)
         self._upstream_url = f"http://127.0.0.1:{port}"
 
-    def _start_service(self, name: str, port: int) -> None:
+    def _start_service(self, name: str, port: int, suffix: str = "") -> None:
         environment = {**self._environment(), f"RELAY_{name.upper()}_PORT": str(port)}
         if name in ("admin", "gateway"):
             environment["RELAY_SECRETS_KEY"] = self._secrets_key
         if name == "admin":
             environment["RELAY_ADMIN_TOKEN"] = self._admin_token
         if name == "gateway":
-            environment["RELAY_SPOOL_DIRECTORY"] = str(self._config.home / "spool")
+            environment["RELAY_SPOOL_DIRECTORY"] = str(self._config.home / f"spool{suffix}")
             environment["RELAY_UPSTREAM_URL"] = self._upstream_url
             environment["RELAY_UPSTREAM_API_KEY"] = self._config.upstream_api_key or _SIMULATOR_KEY
         command = [sys.executable, "-m", f"services.{name}"]
+        name += suffix
         process = Process.start(name, command, log=self._logs / f"{name}.log", environment=environment)
         self._services.append(process)
         process.wait_until(http_answers(f"http://127.0.0.1:{port}/readyz"), seconds=_READY_S)

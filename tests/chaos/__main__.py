@@ -3,6 +3,7 @@
 import argparse
 import os
 import secrets
+import signal
 import sys
 import tempfile
 import time
@@ -33,6 +34,7 @@ def main(arguments: list[str]) -> int:
         print("\n".join(FAULTS))
         return 0
     _no_strangers()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is stopped
     print(f"chaos: seed {chosen.seed}", flush=True)
     with tempfile.TemporaryDirectory(prefix="chaos-") as home:
         results = _run(Path(home), chosen)

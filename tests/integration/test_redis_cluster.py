@@ -19,7 +19,7 @@ from libs.common.events import Account, ControlChanged
 from libs.common.scripts import StoreUnavailable
 from libs.common.upstreams import Upstreams
 from libs.localstack.process import Process, free_port, port_answers
-from libs.localstack.stores import _redis_server, cluster_ports, start_redis, start_redis_cluster
+from libs.localstack.stores import redis_server, cluster_ports, start_redis, start_redis_cluster
 from tests.integration.accounting_rig import until
 
 pytestmark = [
@@ -147,7 +147,7 @@ class Watched:
             f"port {self.sentinel_port}\nbind 127.0.0.1\ndir {directory}\nsentinel monitor relay 127.0.0.1 {self.port} 1\n"
             "sentinel down-after-milliseconds relay 500\nsentinel failover-timeout relay 3000\n"
         )
-        command = [_redis_server(), str(config), "--sentinel"]
+        command = [redis_server(), str(config), "--sentinel"]
         self.sentinel = Process.start("sentinel", command, log=logs / "sentinel.log")
         self.sentinel.wait_until(port_answers(self.sentinel_port), seconds=10)
         self.sentinel.wait_until(self._replica_is_known, seconds=20)

@@ -60,4 +60,4 @@ def test_if_one_store_does_not_start_none_is_left(tmp_path: Path, monkeypatch: p
 
 def test_a_program_that_is_not_installed() -> None:
     with pytest.raises(FileNotFoundError, match="make setup"):
-        stores._binary("no-such-server")
+        stores.binary("no-such-server")
