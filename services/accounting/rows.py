@@ -98,13 +98,7 @@ def usage_row(event: UsageRecorded, priced: Priced) -> Row:
 
     Raises ValueError for a request id that is not one of ours, and for a number that its column cannot hold.
     """
-    for name, largest in _COLUMN_MAX.items():
-        if not 0 <= getattr(event, name) <= largest:
-            raise ValueError(f"{name} is out of range")
-    if not all(0 <= one.status < 2**16 and 0 <= one.duration_us < 2**63 for one in event.tries):
-        raise ValueError("an attempt is out of range")
-    if event.version == 0:
-        raise ValueError("versions begin at 1")
+    _check(event)
     lines = priced.lines
     return (
         event.request_id,
@@ -144,6 +138,16 @@ def usage_row(event: UsageRecorded, priced: Priced) -> Row:
         event.client,
         *_correction(event),
     )
+
+
+def _check(event: UsageRecorded) -> None:
+    for name, largest in _COLUMN_MAX.items():
+        if not 0 <= getattr(event, name) <= largest:
+            raise ValueError(f"{name} is out of range")
+    if not all(0 <= one.status < 2**16 and 0 <= one.duration_us < 2**63 for one in event.tries):
+        raise ValueError("an attempt is out of range")
+    if event.version == 0:
+        raise ValueError("versions begin at 1")
 
 
 def _correction(event: UsageRecorded) -> Row:

@@ -70,8 +70,9 @@ def test_without_redis_nothing_is_admitted_and_what_runs_is_finished(
         finally:
             own_redis.give_back()
     wait_until(lambda: is_ready(own_relay), "the gateway finds Redis again")
+    wait_until(lambda: ask(own_relay, key)[0].status == 200, "its balances are checked")
     assert ask(own_relay, key)[0].status == ask(own_relay, other)[0].status == 200
-    rows = own_relay.rows(account, 4)
+    rows = own_relay.rows(account, 5)
     assert {row["outcome"] for row in rows} == {"measured"}
 
 
