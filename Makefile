@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-cluster check format bench bench-smoke bench-admission test-clients chaos lock clean
+.PHONY: help setup run test test-cluster check format bench bench-smoke bench-admission bench-accounting test-clients chaos lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -47,13 +47,16 @@ format: setup  ## rewrite the code as `make check` wants it
 test-clients: setup  ## TypeScript SDK and Claude Code, from npm, through the relay
 	$(BIN)/python -m tests.clients
 
-bench: bench-smoke bench-admission  ## both benches
+bench: bench-smoke bench-admission bench-accounting  ## all benches
 
 bench-smoke: setup  ## CPU per request beside Caddy's, written to bench/RESULTS.md
 	$(BIN)/python -m bench.smoke
 
 bench-admission: setup  ## CPU of admission, written to bench/ADMISSION.md
 	$(BIN)/python -m bench.admission
+
+bench-accounting: setup  ## events a second of one accounting worker, written to bench/ACCOUNTING.md
+	$(BIN)/python -m bench.accounting
 
 lock: setup  ## resolve the dependencies anew
 	$(PYTHON) -m venv $(VENV)-lock && $(VENV)-lock/bin/pip install -q uv

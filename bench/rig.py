@@ -179,6 +179,7 @@ def program(name: str) -> str:
 def _relay_config(home: Path, upstream_url: str) -> LocalConfig:
     ours = ("RELAY_", "ANTHROPIC_")
     return LocalConfig(
+        profile="single",
         home=home / "relay",
         gateway_port=0,
         admin_port=0,

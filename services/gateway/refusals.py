@@ -23,7 +23,9 @@ _INACTIVE_KEY: Final = "This API key is not active. Create a new one, or ask the
 _INACTIVE_MEMBER: Final = "The member this API key belongs to is not active. Ask the owner of the account."
 _INACTIVE_ACCOUNT: Final = "This account is not active. Ask the operator of this relay."
 _NOT_FROM_HERE: Final = "This API key may not be used from your address. Ask the owner of the account to allow it."
-_CLOSED: Final = "The relay is checking its balances after a restart. Nothing was charged; please try again in a moment."
+_CLOSED: Final = (
+    "The relay is checking its balances after a restart. Nothing was charged; please try again in a moment."
+)
 _HELD_RETRY_S: Final = 1
 
 

@@ -64,7 +64,9 @@ def wrong_with(plan: Plan, row: Row, entries: list[dict[str, Any]], multiplier_p
     estimate = peek(plan.body).input_estimated_tokens
     match outcome:
         case "measured":
-            return "" if entry and usage == entry["usage_final"] else "measured, and not what the invoice says"
+            # who cancels may have had the final usage already when he hung up, a moment before the very end
+            final = (entry or {}).get("usage_last_sent" if plan.leave else "usage_final")
+            return "" if usage == final else f"measured at {usage}, by the invoice {entry}"
         case "partial" if row["version"] == 2:
             told = [one["usage_start"] for one in entries]
             return "" if usage in told else f"recovered at {usage}, message_start told {told}"
