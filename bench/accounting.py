@@ -220,8 +220,8 @@ def main() -> None:
         )
     lines += [
         "",
-        f"*backlog*: all of it is there when the worker begins. *offered*: {OFFERED_PER_S:,} a second for {OFFERED_S} s; lag is the",
-        "age of the oldest message that is not acknowledged. NATS, Redis, the engine and the publisher share two cores with it.",
+        f"*backlog*: all of it is there when the worker begins. *offered*: {OFFERED_PER_S:,} a second for {OFFERED_S} s; lag is",
+        "the age of the oldest message that is not acknowledged. NATS, Redis, engine and publisher share two cores with it.",
         "",
     ]
     RESULTS.write_text("\n".join(lines))

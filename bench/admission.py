@@ -180,6 +180,7 @@ def main() -> int:
 async def _measured(url: str) -> tuple[list[Workload], float, str]:
     """The workloads with their figures, what an arrival costs that does nothing, and which Redis it was."""
     stage = Stage(url)
+    await stage.open()
     _say("creating 100,000 accounts …")
     model = await stage.create(CAPS)
     keys = [model, *await stage.multiply(model, 99_999)]

@@ -9,6 +9,7 @@ from libs.common import ids, redisclient, rediskeys
 from libs.common.balances import Balances, Settlement
 from libs.common.directory import Directory
 from libs.common.events import Account, ApiKey, ControlChanged, Credit, Entity, Member
+from libs.common.gates import Gates
 from libs.common.leases import Lease, Leases
 from libs.common.limits import Limits
 from libs.common.scripts import Scripts
@@ -50,6 +51,12 @@ class Stage:
         self.leases = Leases(self.redis, scripts)
         self.balances = Balances(self.redis, scripts)
         self._directory = Directory(self.redis, self.balances, Upstreams(self.redis, scripts))
+
+    async def open(self) -> None:
+        """What accounting does in a new installation: without it nothing is admitted."""
+        gates = Gates(self.redis)
+        for number, state in enumerate(await gates.states()):
+            await gates.open(number, state.run_id, opened_for=state.opened_for)
 
     async def create(self, limits: Limits, *, member: bool = False) -> Key:
         """One account with a key, and money; the limits stand on the account, and with a member on all three scopes."""

@@ -104,9 +104,14 @@ class Consumer:
     async def run(self, stopping: asyncio.Event) -> None:
         """Until `stopping` is set; the batch in hand is finished first."""
         while not stopping.is_set():
-            messages = await self._fetch()
-            if messages and not await self.process(messages):
-                await _pause(stopping, self._away_s)
+            try:
+                messages = await self._fetch()
+                if not messages or await self.process(messages):
+                    continue
+            except Exception as error:  # noqa: BLE001 - logged; a loop that ended would settle nothing ever again
+                self._metrics.add("relay_batches_failed_total", type(error).__name__)
+                _log.error("the loop failed in a way nobody foresaw, and goes on", exc_info=error)
+            await _pause(stopping, self._away_s)
 
     async def _fetch(self) -> list[Msg]:
         """At least one message if there is any, then what comes within the age of a batch."""
