@@ -71,7 +71,9 @@ def wrong_with(plan: Plan, row: Row, entries: list[dict[str, Any]], multiplier_p
             told = [one["usage_start"] for one in entries]
             return "" if usage in told else f"recovered at {usage}, message_start told {told}"
         case "partial":
-            return "" if entry and usage == entry["usage_last_sent"] else f"partial at {usage}"
+            # what was sent may have been lost on a way that was broken: the last that was seen is what counts
+            seen = (entry["usage_start"], entry["usage_last_sent"]) if entry else ()
+            return "" if usage in seen else f"partial at {usage}, by the invoice {entry}"
         case "expired":
             return "" if usage == {"input_tokens": estimate} else f"expired at {usage}, estimated {estimate}"
         case "estimated":
