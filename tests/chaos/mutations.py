@@ -35,7 +35,7 @@ MUTATIONS: Final = (
         "settling twice debits twice",
         "libs/common/lua/settle.lua",
         "  if tonumber(version) >= tonumber(ARGV[2]) then",
-        "  if tonumber(version) > tonumber(ARGV[2]) then cost = '0' end\n  if false then",
+        "  cost = '0'\n  if false then",
         "deliver again",
     ),
     Mutation(

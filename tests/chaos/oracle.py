@@ -35,6 +35,9 @@ def judge(stack: Stack, load: Load) -> tuple[list[str], str]:
                 continue
             seen.add(row["bytes_in"])
             found = wrong_with(plan, row, invoice[plan.sim_id], account.multiplier_ppm)
+            told = load.told[plan.number]
+            if told.whole and told.status == 200 and row["version"] == 1:  # it stood in a spool long before it ended
+                found = found or "answered in full, and its usage was lost"
             problems += [f"{row['request_id']} {plan.scenario or 'text'}: {found}"] if found else []
         for length, plan in plans.items():
             if length not in seen and (invoice[plan.sim_id] or load.told[plan.number].status == 200):
