@@ -154,11 +154,9 @@ FAULTS: Final[dict[str, Fault]] = {
     },
 }
 SHORT: Final = (
-    "kill gateway-1",
-    "kill redis",
-    "kill nats",
-    "kill accounting-1",
     "kill gateway-1 without nats",
+    "kill redis",
+    "kill accounting-1",
     "reset gateway-1>redis",
     "cut accounting-1>clickhouse",
     "deliver again",

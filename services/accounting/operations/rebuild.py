@@ -12,6 +12,7 @@
 
 import argparse
 import asyncio
+import contextlib
 import hashlib
 import secrets
 import time
@@ -25,7 +26,7 @@ from nats.aio.msg import Msg
 from libs.common import clock, events, failpoints, ids, rediskeys, subjects
 from libs.common.balances import Settlement
 from libs.common.events import Account, ControlChanged, Repair, UpstreamCredential
-from libs.common.scripts import StoreRefused
+from libs.common.scripts import StoreRefused, StoreUnavailable
 from services.accounting import log
 from services.accounting.operations import audit
 from services.accounting.operations.output import Output
@@ -70,18 +71,30 @@ async def run(arguments: argparse.Namespace, stores: Stores, out: Output) -> int
     """0 if every partition asked for is open at the end."""
     states = await stores.gates.states()
     wanted = arguments.partition or range(ids.PARTITIONS)
-    if arguments.close:
-        await asyncio.gather(*(stores.gates.close(number) for number in wanted))
     lost = {number: states[number].run_id for number in wanted if arguments.close or not states[number].opened_for}
-    mine = await asyncio.gather(*(stores.gates.claim(number, _WHO, for_ms=_CLAIM_MS) for number in lost))
-    if not all(mine):
-        out.say(
-            "accounting, or another rebuild, is restoring some of these partitions: wait, then look again", opened=0
-        )
-        return 1
     if not lost:
         out.say("nothing to rebuild: every partition has a gate (--close rebuilds those too)", partitions=0)
         return 0
+    try:
+        if not await _claim(stores, lost):
+            text = "accounting, or another rebuild, is restoring some of these partitions: wait, then look again"
+            out.say(text, opened=0)
+            return 1
+        if arguments.close:
+            await asyncio.gather(*(stores.gates.close(number) for number in lost))
+        return await _rebuild(stores, lost, out)
+    finally:
+        with contextlib.suppress(StoreUnavailable):
+            await _claim(stores, lost, for_ms=0)
+
+
+async def _claim(stores: Stores, lost: Iterable[int], *, for_ms: int = _CLAIM_MS) -> bool:
+    """Keep accounting from restoring them at the same time: it would settle what is being wiped."""
+    mine = await asyncio.gather(*(stores.gates.claim(number, _WHO, for_ms=for_ms) for number in lost))
+    return all(mine)
+
+
+async def _rebuild(stores: Stores, lost: dict[int, str], out: Output) -> int:
     horizons = await _prepare(stores, lost)
     accounts = await _apply_control(stores, set(lost))
     out.progress(f"{len(accounts)} accounts in {len(lost)} partitions")
@@ -89,7 +102,7 @@ async def run(arguments: argparse.Namespace, stores: Stores, out: Output) -> int
     for number, account_id in enumerate(sorted(accounts), 1):
         rows += await _restore(stores, account_id, horizons[ids.partition(account_id)])
         wrong += await _verified(stores, account_id)
-        await asyncio.gather(*(stores.gates.claim(one, _WHO, for_ms=_CLAIM_MS) for one in lost))
+        await _claim(stores, lost)
         if number % 100 == 0 or number == len(accounts):
             rate = rows / max(time.monotonic() - started, 0.001)
             out.progress(f"{number} of {len(accounts)} accounts, {rows} rows, {rate:.0f} rows/s")
@@ -104,7 +117,6 @@ async def run(arguments: argparse.Namespace, stores: Stores, out: Output) -> int
 async def _open(stores: Stores, lost: dict[int, str], accounts: int, rows: int, out: Output) -> int:
     opened = 0
     for number, run_id in lost.items():
-        await stores.gates.claim(number, _WHO, for_ms=0)
         await stores.redis.delete(rediskeys.rebuilding(number))
         state = await stores.gates.state(number)
         opened += state.is_open or await stores.gates.open(number, run_id, opened_for=state.opened_for)
