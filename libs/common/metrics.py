@@ -35,7 +35,6 @@ Name = Literal[
     "relay_partitions_closed",
     "relay_rewinds_total",
     "relay_rollups_written_total",
-    "relay_settle_lag_ms",
     "relay_events_published_total",
     "relay_publish_failures_total",
     "relay_events_settled_total",

@@ -79,9 +79,10 @@ class LocalRelay:
             "nats_url": self._stores.nats_url,
             "redis_url": self._stores.redis_url,
             "clickhouse_url": self._stores.clickhouse_url,
-            "cluster_ports": self._stores.ports if isinstance(self._stores, ClusterStores) else None,
             "pids": {process.name: process.pid for process in self._all()},
         }
+        if isinstance(self._stores, ClusterStores):
+            run["cluster_ports"] = self._stores.ports
         _write_private(self._config.home / "run.json", run)
         return run
 

@@ -157,7 +157,6 @@ SHORT: Final = (
     "kill gateway-1 without nats",
     "kill redis",
     "kill accounting-1",
-    "reset gateway-1>redis",
     "cut accounting-1>clickhouse",
     "deliver again",
     "empty redis, rebuild",

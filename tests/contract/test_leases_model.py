@@ -106,7 +106,7 @@ beginnings = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(beginnings | st.just([]), st.lists(operations, min_size=20, max_size=60))
 def test_any_story_has_the_same_decisions_and_the_same_state(
     redis_url: str, beginning: list[tuple[Any, ...]], drawn: list[tuple[Any, ...]]

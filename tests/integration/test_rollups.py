@@ -97,7 +97,7 @@ async def same(ledger: Ledger, account_id: str) -> list[Any]:
     return rows
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 async def test_sums_are_sums_of_rows_and_not_of_deliveries(ledger: Ledger, seed: int) -> None:
     chance, account_id = random.Random(seed), ids.new_account_id()
     await ledger.run(NAIVE_TABLE)
