@@ -6,6 +6,7 @@ process of its own on stores of its own.
 
 import asyncio
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -96,7 +97,7 @@ class Bench:
             self._stores.stop()
 
     def _bootstrap(self) -> None:
-        command = [*_python(), "-m", "services.accounting", "bootstrap"]
+        command = [sys.executable, "-m", "services.accounting", "bootstrap"]
         log = self._home / "logs" / "bootstrap.log"
         process = Process.start("bootstrap", command, log=log, environment=self.environment())
         while process.is_running():
@@ -108,7 +109,7 @@ class Bench:
         self._port = free_port()
         environment = self.environment() | {"RELAY_ACCOUNTING_PORT": str(self._port)}
         log = self._home / "logs" / "accounting.log"
-        command = [*_python(), "-m", "services.accounting"]
+        command = [sys.executable, "-m", "services.accounting"]
         self.worker = Process.start("accounting", command, log=log, environment=environment)
         self.worker.wait_until(http_answers(f"http://127.0.0.1:{self._port}/readyz"), seconds=_READY_S)
 
@@ -123,10 +124,10 @@ class Bench:
 
     async def _backlog(self, jetstream: Any) -> Found:
         """As after an outage: everything is there, and the worker has to catch up."""
-        self.worker_signal(19)
+        self._signal(signal.SIGSTOP)
         for _ in range(BACKLOG // PER_MESSAGE):
             await self._publish(jetstream)
-        self.worker_signal(18)
+        self._signal(signal.SIGCONT)
         return await self._measured("backlog", BACKLOG, jetstream, None)
 
     async def _offered(self, jetstream: Any) -> Found:
@@ -139,8 +140,7 @@ class Bench:
         offering = asyncio.ensure_future(offer())
         return await self._measured("offered", OFFERED_PER_S * OFFERED_S, jetstream, offering)
 
-    def worker_signal(self, number: int) -> None:
-        """SIGSTOP or SIGCONT."""
+    def _signal(self, number: signal.Signals) -> None:
         psutil.Process(self.worker.pid).send_signal(number)
 
     async def _publish(self, jetstream: Any) -> None:
@@ -194,10 +194,6 @@ def _event(account_id: str) -> UsageRecorded:
         multiplier_ppm=1_000_000,
         client="claude-code",
     )
-
-
-def _python() -> list[str]:
-    return [sys.executable]
 
 
 def main() -> None:

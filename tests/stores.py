@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from libs.localstack.stores import Stores, cluster_ports, start_redis_cluster
+from libs.localstack.cluster import cluster_ports, start_redis_cluster
+from libs.localstack.stores import Stores
 from tests.gates import open_gates
 
 

@@ -3,6 +3,7 @@
 ClickHouse's engine cannot replicate here: it stays one process.
 """
 
+import functools
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -13,14 +14,16 @@ from redis import Redis
 from redis.exceptions import ResponseError
 
 from libs.localstack.process import Process, free_port, http_answers, port_answers
-from libs.localstack.stores import binary, cluster_ports, redis_options, redis_server, start_clickhouse, wait_for_slots
+from libs.localstack.stores import StoreGroup, binary, redis_options, redis_server, start_clickhouse
 
 NODES: Final = 3
 _START_S: Final = 30
 _SLOTS: Final = 16_384
+_BUS_OFFSET: Final = 10_000
+_PORT_MAX: Final = 65_535
 
 
-class ClusterStores:
+class ClusterStores(StoreGroup):
     """All of them in one directory. Ports are kept: nodes know each other by them after a restart."""
 
     def __init__(
@@ -30,41 +33,23 @@ class ClusterStores:
         environment: Mapping[str, str] | None = None,
         ports: Mapping[str, Any] | None = None,
     ) -> None:
-        self.ports = dict(ports or {}) or {
+        self.ports = ports = dict(ports or {}) or {
             "nats": [free_port() for _ in range(NODES)],
             "routes": [free_port() for _ in range(NODES)],
             "redis": cluster_ports(2 * NODES),
             "clickhouse": free_port(),
         }
-        self.nats_url = ",".join(f"nats://127.0.0.1:{port}" for port in self.ports["nats"])
-        self.redis_url = "redis-cluster://" + ",".join(f"127.0.0.1:{port}" for port in self.ports["redis"])
-        self.clickhouse_url = f"http://127.0.0.1:{self.ports['clickhouse']}/relay"
-        self._directory, self._logs, self._environment = directory, logs, environment
-        self.processes: list[Process] = []
-
-    def start(self) -> None:
-        """Start all; if one fails, stop those that run and raise ProcessFailed."""
-        home, logs, ports = self._directory, self._logs, self.ports
-        try:
-            self.processes += start_nats_cluster(
-                home / "nats-cluster", logs, ports=ports["nats"], routes=ports["routes"], environment=self._environment
-            )
-            self.processes += start_redis_replicas(
-                home / "redis-cluster", logs, ports=ports["redis"], environment=self._environment
-            )
-            clickhouse = home / "clickhouse"
-            self.processes.append(
-                start_clickhouse(clickhouse, logs, port=ports["clickhouse"], environment=self._environment)
-            )
-        except BaseException:
-            self.stop()
-            raise
-
-    def stop(self) -> None:
-        """Stop all, last started first."""
-        for process in reversed(self.processes):
-            process.stop()
-        self.processes = []
+        self.nats_url = ",".join(f"nats://127.0.0.1:{port}" for port in ports["nats"])
+        self.redis_url = "redis-cluster://" + ",".join(f"127.0.0.1:{port}" for port in ports["redis"])
+        self.clickhouse_url = f"http://127.0.0.1:{ports['clickhouse']}/relay"
+        nats, redis, clickhouse = (directory / name for name in ("nats-cluster", "redis-cluster", "clickhouse"))
+        super().__init__(
+            lambda: start_nats_cluster(
+                nats, logs, ports=ports["nats"], routes=ports["routes"], environment=environment
+            ),
+            lambda: start_redis_cluster(redis, logs, ports=ports["redis"], masters=NODES, environment=environment),
+            lambda: [start_clickhouse(clickhouse, logs, port=ports["clickhouse"], environment=environment)],
+        )
 
 
 def start_nats_cluster(
@@ -96,10 +81,28 @@ cluster {{ name: relay, listen: 127.0.0.1:{route}, routes: [{others}] }}
     return [process.wait_until(ready, seconds=_START_S) for process, ready in started]
 
 
-def start_redis_replicas(
-    directory: Path, logs: Path, *, ports: Sequence[int], environment: Mapping[str, str] | None = None
+def cluster_ports(count: int) -> list[int]:
+    """Free ports whose bus ports, 10,000 above them, exist and are free too."""
+    ports: set[int] = set()
+    while len(ports) < count:
+        port = free_port()
+        if port + _BUS_OFFSET <= _PORT_MAX and not port_answers(port + _BUS_OFFSET)():
+            ports.add(port)
+    return sorted(ports)
+
+
+def start_redis_cluster(
+    directory: Path,
+    logs: Path,
+    *,
+    ports: Sequence[int],
+    masters: int | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> list[Process]:
-    """The first half of the ports are masters, the others their replicas, in order."""
+    """The first `masters` of the ports (without a number: all) are masters, the others their replicas, in order.
+
+    Returns when every node knows who serves every slot. Raises ProcessFailed.
+    """
     processes = []
     for number, port in enumerate(ports, 1):
         command = [redis_server(), *redis_options(directory / f"node-{number}", port, clustered=True)]
@@ -107,26 +110,26 @@ def start_redis_replicas(
         processes.append(process.wait_until(port_answers(port), seconds=_START_S))
     nodes = [Redis(port=port, protocol=2) for port in ports]
     try:
-        _form(nodes, ports)
-        wait_for_slots(processes, nodes)
+        _form(nodes, ports, masters or len(nodes))
+        for process, node in zip(processes, nodes, strict=True):
+            process.wait_until(functools.partial(_knows_all, node), seconds=_START_S)
     finally:
         for node in nodes:
             node.close()
     return processes
 
 
-def _form(nodes: Sequence[Redis], ports: Sequence[int]) -> None:
+def _form(nodes: Sequence[Redis], ports: Sequence[int], masters: int) -> None:
     """Once: afterwards the nodes remember each other and their slots."""
-    masters = len(nodes) // 2
-    if int(_count(nodes[0], "cluster_known_nodes")) > 1:
+    if int(_info(nodes[0])["cluster_known_nodes"]) > 1:
         return
     share = -(-_SLOTS // masters)
     for number in range(masters):
         nodes[number].execute_command("CLUSTER", "ADDSLOTS", *range(number * share, min((number + 1) * share, _SLOTS)))
     for port in ports[1:]:
         nodes[0].execute_command("CLUSTER", "MEET", "127.0.0.1", port)
-    for number in range(masters):
-        _follow(nodes[masters + number], nodes[number])
+    for number, replica in enumerate(nodes[masters:]):
+        _follow(replica, nodes[number % masters])
 
 
 def _follow(replica: Redis, master: Redis) -> None:
@@ -144,7 +147,12 @@ def _follow(replica: Redis, master: Redis) -> None:
             return
 
 
-def _count(node: Redis, name: str) -> str:
-    text = node.execute_command("CLUSTER", "INFO")
+def _knows_all(node: Redis) -> bool:
+    info = _info(node)
+    return info["cluster_state"] == "ok" and int(info["cluster_slots_ok"]) == _SLOTS
+
+
+def _info(node: Redis) -> dict[str, str]:
+    text: bytes = node.execute_command("CLUSTER", "INFO")
     lines = text if isinstance(text, str) else text.decode()
-    return next(line.partition(":")[2] for line in lines.split() if line.startswith(name))
+    return dict(line.split(":", 1) for line in lines.split() if ":" in line)

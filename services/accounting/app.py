@@ -41,7 +41,7 @@ async def bootstrap(config: AccountingConfig) -> None:
 
 async def _consumers(stores: Stores, rollups: Rollups, metrics: Metrics) -> list[Consumer]:
     config, gates, ledger = stores.config, stores.gates, stores.ledger
-    usage = UsageHandler(ledger, stores.balances, gates, metrics, hours=rollups)
+    usage = UsageHandler(ledger, stores.balances, gates, rollups, metrics)
     control = ControlHandler(ControlBatch(ledger, stores.directory), gates, metrics)
     handlers: list[tuple[str, str, Handler]] = [
         (subjects.STREAM_USAGE, "usage.>", usage),

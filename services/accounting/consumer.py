@@ -196,9 +196,7 @@ class UsageHandler:
 
     dlq_subject = subjects.DLQ_USAGE
 
-    def __init__(
-        self, ledger: UsageLedger, debits: Debits, marks: Marks, metrics: Metrics, *, hours: Hours | None = None
-    ) -> None:
+    def __init__(self, ledger: UsageLedger, debits: Debits, marks: Marks, hours: Hours, metrics: Metrics) -> None:
         self._ledger = ledger
         self._hours = hours
         self._debits = debits
@@ -231,9 +229,9 @@ class UsageHandler:
         return troubles
 
     def _touch(self, batch: Sequence[events.UsageRecorded]) -> None:
-        for event in batch if self._hours is not None else ():
+        for event in batch:
             with contextlib.suppress(ValueError):  # an id that is none: its event is parked
-                self._hours.touched(event.account_id, ids.id_time_ms(event.request_id))  # type: ignore[union-attr]
+                self._hours.touched(event.account_id, ids.id_time_ms(event.request_id))
 
 
 class ControlHandler:

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+import pytest
+
 _MB: Final = 1024 * 1024
 _SHUTDOWN: Final = 0x8004587D
 """FS_IOC_SHUTDOWN of Linux."""
@@ -20,6 +22,14 @@ _NO_LOG_FLUSH: Final = 2
 def can_mount() -> bool:
     """Whether this process may mount file systems."""
     return os.geteuid() == 0 and Path("/dev/loop-control").exists()
+
+
+def need_mounts() -> None:
+    """Skip, or where CI is set fail, a test that cannot mount."""
+    if not can_mount():
+        if "CI" in os.environ:
+            pytest.fail("this test mounts file systems, which needs root")
+        pytest.skip("not run: mounting file systems needs root")
 
 
 class Disk:

@@ -12,20 +12,13 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from tests.chaos.stack import GATEWAYS, Stack
-from tests.e2e.crowd import RESET, Account, new_account
+from tests.e2e.crowd import CANCELLING, RESET, SETTINGS, Account, new_account, request_of
 from tests.e2e.plans import Plan, Planner
 
 CALLERS: Final = 16
 PLANS: Final = 12_000
 _PATIENCE_S: Final = 30.0
 _PAUSE_S: Final = 0.1
-SETTINGS: Final[tuple[dict[str, str], ...]] = (
-    {},
-    {"multiplier": "1.25"},
-    {"on_disconnect": "cancel"},
-    {"multiplier": "0.333333"},
-)
-CANCELLING: Final = 2
 
 
 @dataclass
@@ -86,7 +79,7 @@ class Load:
         gateway = urlsplit(self._stack.services[self._chance.choice(GATEWAYS)].url)
         reader, writer = await asyncio.open_connection(gateway.hostname, gateway.port)
         try:
-            writer.write(self._request(plan))
+            writer.write(request_of(plan, self.accounts[plan.account].keys[plan.key]))
             if plan.leave == "before":
                 await asyncio.sleep(self._chance.random() * 0.5)
                 return
@@ -107,19 +100,6 @@ class Load:
                 with contextlib.suppress(OSError):
                     reset.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             writer.transport.abort()
-
-    def _request(self, plan: Plan) -> bytes:
-        lines = [
-            "POST /v1/messages HTTP/1.1",
-            "host: relay",
-            "connection: close",
-            "content-type: application/json",
-            f"content-length: {len(plan.body)}",
-            f"x-api-key: {self.accounts[plan.account].keys[plan.key]}",
-            f"x-sim-id: {plan.sim_id}",
-        ]
-        lines += [f"x-sim-scenario: {plan.scenario}"] if plan.scenario else []
-        return ("\r\n".join(lines) + "\r\n\r\n").encode() + plan.body
 
 
 def spool_segments(stack: Stack, gateway: str) -> list[Path]:

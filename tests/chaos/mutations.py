@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tests.chaos.report import Result
+from tests.chaos.report import Outcome, Result
 from tests.chaos.stages import named
 
 ROOT: Final = Path(__file__).parent.parent.parent
@@ -64,6 +64,6 @@ def _found(home: Path, seed: int, mutation: Mutation) -> Result:
     path.write_text(text.replace(mutation.old, mutation.new))
     results = named(home / "stack", seed, [mutation.fault], lambda _: None, code)
     found = results[-1].outcome == "broken"
-    outcome = "held" if found else "broken"
+    outcome: Outcome = "held" if found else "broken"
     detail = f"found: {results[-1].detail[:300]}" if found else "the oracle did not see it"
-    return Result(f"mutation: {mutation.name}", "guard", outcome, detail, time.monotonic() - started)  # type: ignore[arg-type]
+    return Result(f"mutation: {mutation.name}", outcome, detail, time.monotonic() - started)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -81,7 +82,7 @@ class Stack:
         for service in reversed(self.services.values()):
             with contextlib.suppress(AssertionError, AttributeError):
                 if service.process.poll() is None:
-                    service.signal(18)  # SIGCONT: a stopped process does not hear SIGTERM
+                    service.signal(signal.SIGCONT)  # a stopped process does not hear SIGTERM
                 service.stop()
         for store in self.stores.values():
             store.close()

@@ -11,11 +11,10 @@ from pathlib import Path
 from tests.chaos import oracle
 from tests.chaos.faults import FAULTS
 from tests.chaos.load import Load
-from tests.chaos.report import Result
+from tests.chaos.report import Outcome, Result
 from tests.chaos.stack import Stack, running
 
 WARM_S = 1.5
-PROMISES = "P1 P2 P3"
 Say = Callable[[Result], None]
 
 
@@ -38,7 +37,7 @@ def at_random(home: Path, seed: int, seconds: float, say: Say) -> list[Result]:
     with running(home) as stack:
         result = _stage(stack, f"random, seed {seed}", seed, _drawn(chance, names, time.monotonic() + seconds))
         detail = f"{len(names)} faults: {', '.join(names)}; {result.detail}"
-        result = Result(result.name, result.promises, result.outcome, detail, result.seconds)
+        result = Result(result.name, result.outcome, detail, result.seconds)
     say(result)
     return [result]
 
@@ -69,5 +68,5 @@ def _stage(stack: Stack, name: str, seed: int, faults: Iterable[str]) -> Result:
     if not load.statuses()[200]:
         problems.append("no request was answered at all")
     detail = figures if not problems else f"{len(problems)} problems, the first: {problems[:4]}; {figures}"
-    outcome = "broken" if problems else "held"
-    return Result(name, PROMISES, outcome, detail, time.monotonic() - started)  # type: ignore[arg-type]
+    outcome: Outcome = "broken" if problems else "held"
+    return Result(name, outcome, detail, time.monotonic() - started)

@@ -91,6 +91,17 @@ class MemoryMarks:
         self.marks[partition] = (max(usage, usage_sequence), max(control, control_sequence))
 
 
+class MemoryHours:
+    """Which hours rows have come to."""
+
+    def __init__(self) -> None:
+        self.hours: set[tuple[str, int]] = set()
+
+    def touched(self, account_id: str, time_ms: int) -> None:
+        """As `Rollups.touched`."""
+        self.hours.add((account_id, time_ms // 3_600_000))
+
+
 class MemoryLedger:
     """ReplacingMergeTree(version) read through FINAL: the newest version of a request, and of equal ones the last."""
 

@@ -16,6 +16,15 @@ from tests.e2e.relay import Relay
 from tests.e2e.waiting import WAIT_S
 
 AT_ONCE: Final = 50
+SETTINGS: Final[tuple[dict[str, str], ...]] = (
+    {},
+    {"multiplier": "1.25"},
+    {"on_disconnect": "cancel"},
+    {"multiplier": "0.333333"},
+)
+"""Of the accounts of a crowd."""
+CANCELLING: Final = 2
+"""Which of them cancels when a caller leaves."""
 RESET: Final = struct.pack("ii", 1, 0)
 
 
@@ -60,7 +69,7 @@ class Crowd:
     async def _ask(self, plan: Plan) -> None:
         async with self._places, asyncio.timeout(WAIT_S):
             reader, writer = await asyncio.open_connection(self._gateway.hostname, self._gateway.port)
-            writer.write(self._request(plan))
+            writer.write(request_of(plan, self._accounts[plan.account].keys[plan.key]))
             try:
                 self.received[plan.number] = await self._read(plan, reader)
             finally:
@@ -85,15 +94,17 @@ class Crowd:
         answer = await self._http.get(f"{self._simulator}/_sim/invoice", params={"sim_id": plan.sim_id})
         return bool(answer.json()["entries"])
 
-    def _request(self, plan: Plan) -> bytes:
-        lines = [
-            "POST /v1/messages HTTP/1.1",
-            "host: relay",
-            "connection: close",
-            "content-type: application/json",
-            f"content-length: {len(plan.body)}",
-            f"x-api-key: {self._accounts[plan.account].keys[plan.key]}",
-            f"x-sim-id: {plan.sim_id}",
-        ]
-        lines += [f"x-sim-scenario: {plan.scenario}"] if plan.scenario else []
-        return ("\r\n".join(lines) + "\r\n\r\n").encode() + plan.body
+
+def request_of(plan: Plan, key: str) -> bytes:
+    """As it goes over the wire, on a connection of its own."""
+    lines = [
+        "POST /v1/messages HTTP/1.1",
+        "host: relay",
+        "connection: close",
+        "content-type: application/json",
+        f"content-length: {len(plan.body)}",
+        f"x-api-key: {key}",
+        f"x-sim-id: {plan.sim_id}",
+    ]
+    lines += [f"x-sim-scenario: {plan.scenario}"] if plan.scenario else []
+    return ("\r\n".join(lines) + "\r\n\r\n").encode() + plan.body

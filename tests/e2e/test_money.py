@@ -18,20 +18,13 @@ import httpx2
 import pytest
 
 from services.gateway.peek import peek
-from tests.e2e.crowd import Crowd, new_account
+from tests.e2e.crowd import CANCELLING, SETTINGS, Crowd, new_account
 from tests.e2e.plans import Plan, Planner
 from tests.e2e.relay import Relay
 from tests.e2e.waiting import wait_until
 from tests.invoice_fold import cost_nanos
 
 REQUESTS: Final = 1000
-CANCELLING: Final = 2
-SETTINGS: Final[tuple[dict[str, str], ...]] = (
-    {},
-    {"multiplier": "1.25"},
-    {"on_disconnect": "cancel"},
-    {"multiplier": "0.333333"},
-)
 
 
 def parked_by(relay: Relay) -> int:

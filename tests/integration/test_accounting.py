@@ -18,7 +18,7 @@ from libs.localstack.stores import start_nats
 from services.accounting.consumer import Consumer, UsageHandler, subscribe
 from services.accounting.rows import USAGE_COLUMNS
 from services.accounting.settlement import REMEMBERED_S
-from tests.contract.fakes import MemoryMarks
+from tests.contract.fakes import MemoryHours, MemoryMarks
 from tests.integration.accounting_rig import Rig, until
 from tests.unit.accounting.samples import ONE_TOKEN_NANOS, account, changed, credit, recorded, request_id_at
 
@@ -126,7 +126,7 @@ async def test_poison_is_parked_and_the_rest_goes_on(rig: Rig) -> None:
     consumer = Consumer(
         rig.jetstream,
         subscription,
-        UsageHandler(rig.ledger, rig.balances, MemoryMarks(), metrics),
+        UsageHandler(rig.ledger, rig.balances, MemoryMarks(), MemoryHours(), metrics),
         metrics,
         batch_messages_max=20,
         batch_seconds=0.05,

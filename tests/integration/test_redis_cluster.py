@@ -18,8 +18,9 @@ from libs.common.directory import Directory
 from libs.common.events import Account, ControlChanged
 from libs.common.scripts import StoreUnavailable
 from libs.common.upstreams import Upstreams
+from libs.localstack.cluster import cluster_ports, start_redis_cluster
 from libs.localstack.process import Process, free_port, port_answers
-from libs.localstack.stores import cluster_ports, redis_server, start_redis, start_redis_cluster
+from libs.localstack.stores import redis_server, start_redis
 from tests.integration.accounting_rig import until
 
 pytestmark = [

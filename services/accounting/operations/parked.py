@@ -132,15 +132,13 @@ def _what(subject: str, payload: bytes) -> str:
     """The ids inside, as far as they can be read."""
     try:
         if subject == subjects.DLQ_USAGE:
-            found: Sequence[str] = [f"{one.request_id}:{one.version} {one.account_id}" for one in _usage(payload)]
+            found: Sequence[str] = [
+                f"{one.request_id}:{one.version} {one.account_id}" for one in events.decode_usage(payload)
+            ]
             return ", ".join(found[:3])
         return events.decode_control(payload).entity.id
     except _UNREADABLE:
         return ""
-
-
-def _usage(payload: bytes) -> list[events.UsageRecorded]:
-    return events.decode_usage(payload)
 
 
 async def _replay(stores: Stores, message: RawStreamMsg) -> None:
@@ -149,7 +147,7 @@ async def _replay(stores: Stores, message: RawStreamMsg) -> None:
     headers = {"Nats-Msg-Id": ids.uuid7_hex()}
     try:
         if message.subject == subjects.DLQ_USAGE:
-            subject = subjects.usage_subject(ids.partition(_usage(payload)[0].account_id))
+            subject = subjects.usage_subject(ids.partition(events.decode_usage(payload)[0].account_id))
             stream = subjects.STREAM_USAGE
         else:
             subject, stream = await _control_subject(stores, message, payload, headers), subjects.STREAM_CONTROL

@@ -5,9 +5,12 @@ Every step is a no-op for what is there (settlement.py, control.py), so that mor
 
 import argparse
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from datetime import datetime
 from typing import Final
 
 import msgspec
+from nats.aio.msg import Msg
 
 from libs.common import events, ids, subjects
 from libs.common.metrics import Metrics
@@ -50,9 +53,7 @@ async def _control(arguments: argparse.Namespace, stores: Stores, counts: Counte
     batch = ControlBatch(stores.ledger, stores.directory)
     async for messages in log.read(stores.jetstream, subjects.STREAM_CONTROL, "control.>", arguments.start):
         changes = []
-        for message in messages:
-            if arguments.end is not None and message.metadata.timestamp >= arguments.end:
-                continue
+        for message in _before(messages, arguments.end):
             try:
                 change = events.decode_control(message.data)
             except _UNREADABLE:
@@ -68,9 +69,7 @@ async def _usage(arguments: argparse.Namespace, stores: Stores, counts: Counter[
     hours = Rollups(stores.ledger, metrics, every_s=stores.config.rollup_seconds)
     async for messages in log.read(stores.jetstream, subjects.STREAM_USAGE, "usage.>", arguments.start):
         batch = []
-        for message in messages:
-            if arguments.end is not None and message.metadata.timestamp >= arguments.end:
-                continue
+        for message in _before(messages, arguments.end):
             try:
                 found = events.decode_usage(message.data)
             except _UNREADABLE:
@@ -87,3 +86,7 @@ async def _usage(arguments: argparse.Namespace, stores: Stores, counts: Counter[
                     hours.touched(event.account_id, ids.id_time_ms(event.request_id))
     if not arguments.dry_run:
         await hours.flush()
+
+
+def _before(messages: Sequence[Msg], end: datetime | None) -> Iterator[Msg]:
+    return (message for message in messages if end is None or message.metadata.timestamp < end)
