@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
+from zoneinfo import ZoneInfo
 
 import msgspec
 import pytest
@@ -121,6 +122,8 @@ async def history(rig: Rig, chance: random.Random) -> list[str]:
             for _ in range(15):
                 age_ms = chance.choice([0, 0, chance.randrange(DAY_MS), 3 * DAY_MS + chance.randrange(30 * DAY_MS)])
                 sent.append(_request(account_id, key.id, owner, clock.unix_ms() - age_ms, chance))
+            edge_ms = _month_began_ms(zone)
+            sent += [_request(account_id, key.id, owner, edge_ms + aside, chance) for aside in (-300_000, 300_000)]
         for _ in range(3):
             await rig.change(changed(credit(account_id, GRANTED // 3)))
     sent += [msgspec.structs.replace(one, version=one.version + 1, usage={"input_tokens": 7}) for one in sent[::7]]
@@ -128,6 +131,11 @@ async def history(rig: Rig, chance: random.Random) -> list[str]:
     for event in sent:
         await rig.publish([event])
     return accounts
+
+
+def _month_began_ms(zone: str) -> int:
+    now = clock.utc_now().astimezone(ZoneInfo(zone))
+    return int(now.replace(day=1, hour=0, minute=0, second=0, microsecond=0).timestamp() * 1000)
 
 
 def of(accounts: list[str]) -> list[str]:
