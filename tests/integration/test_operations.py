@@ -1,6 +1,5 @@
 """What an operator runs by hand, on real stores: rebuild, reconcile, replay, parked, rerate; twice, broken off, with nonsense."""
 
-import argparse
 import asyncio
 import contextlib
 import random
@@ -21,7 +20,7 @@ from libs.common.limits import Limits
 from libs.localstack.stores import start_nats, start_redis
 from services.accounting import rewinder
 from services.accounting.__main__ import _parser
-from services.accounting.operations import parked, rebuild, reconcile, replay, rerate, times
+from services.accounting.operations import parked, rebuild, reconcile, replay, rerate
 from services.accounting.operations.output import Output
 from services.accounting.stores import Stores, open_stores
 from tests.e2e.store import Store
@@ -392,10 +391,3 @@ async def test_an_old_state_is_not_put_over_a_newer_one(rig: Rig, operator: Oper
     ack = await rig.jetstream.publish(subjects.DLQ_CONTROL, payload, headers=headers)
     code, said = await operator.run(parked, "replay", str(ack.seq), "--actor", "a", "--reason", "b")
     assert code == 1 and "does not take it" in said.lines[0]
-
-
-def test_times_are_read_as_people_write_them() -> None:
-    assert times.time("2026-11-25T14:00:00Z") == times.time("2026-11-25T14:00:00")
-    assert (clock.utc_now() - times.time("2h")).total_seconds() == pytest.approx(7200, abs=5)
-    with pytest.raises(argparse.ArgumentTypeError, match="no time"):
-        times.time("yesterday")
