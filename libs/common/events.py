@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from libs.common.entities import NO_SIGN_IN, ControlOnly, MemberRole, SignIn
 from libs.common.limits import Limits
 
 Outcome = Literal["measured", "partial", "estimated", "free", "expired"]
@@ -104,8 +105,13 @@ class Member(msgspec.Struct, frozen=True, kw_only=True, tag="member"):
     account_id: str
     name: str
     created_at_ms: int
-    status: Literal["active", "disabled", "deleted"] = "active"
+    status: Literal["invited", "active", "disabled", "deleted"] = "active"
+    """Invited: he has not set his password yet. His keys work."""
     limits: Limits = Limits()
+    email: str = ""
+    """Empty: he cannot sign in."""
+    role: MemberRole = "developer"
+    sign_in: SignIn = NO_SIGN_IN
 
 
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True, tag="key"):
@@ -126,6 +132,11 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True, tag="key"):
     ip_allowlist: tuple[str, ...] = ()
     """Addresses and networks (CIDR) it may be used from; empty: anywhere."""
     expires_at_ms: int | None = None
+    tag: str = ""
+    """What its usage is grouped under, such as a cost centre; one, so that groups add up."""
+    deleted_at_ms: int | None = None
+    replaced_by: str = ""
+    """The key that took its place when it was rotated."""
 
 
 class UpstreamCredential(msgspec.Struct, frozen=True, kw_only=True, tag="upstream"):
@@ -148,6 +159,9 @@ class UpstreamCredential(msgspec.Struct, frozen=True, kw_only=True, tag="upstrea
     status: Literal["active", "disabled", "deleted"] = "active"
 
 
+CreditKind = Literal["credit", "adjustment", "promotion", "redemption", "expiry"]
+
+
 class Credit(msgspec.Struct, frozen=True, kw_only=True, tag="credit"):
     """An entry that changes a balance; there is no way to set one. Negative amounts are adjustments."""
 
@@ -156,6 +170,11 @@ class Credit(msgspec.Struct, frozen=True, kw_only=True, tag="credit"):
     amount_nanos: int
     reason: str
     created_at_ms: int
+    kind: CreditKind = "credit"
+    expires_at_ms: int | None = None
+    """Of a promotion: what is not spent until then is taken back by an entry of kind `expiry`."""
+    about_id: str = ""
+    """The code that was redeemed; of an expiry, the promotion."""
 
 
 class Repair(msgspec.Struct, frozen=True, kw_only=True, tag="repair"):
@@ -177,7 +196,7 @@ class Repair(msgspec.Struct, frozen=True, kw_only=True, tag="repair"):
     created_at_ms: int
 
 
-Entity = Account | ApiKey | Credit | Member | Repair | UpstreamCredential
+Entity = Account | ApiKey | Credit | Member | Repair | UpstreamCredential | ControlOnly
 
 
 class ControlChanged(msgspec.Struct, frozen=True, kw_only=True):
@@ -187,6 +206,12 @@ class ControlChanged(msgspec.Struct, frozen=True, kw_only=True):
     actor: str
     reason: str
     at_ms: int
+    address: str = ""
+    """Where the change came from; empty: from this relay itself."""
+    request: str = ""
+    """A hash of what was asked for, where an Idempotency-Key came along: another request with it is refused."""
+    previous: str = ""
+    """SHA-256 of the message that was the entity's latest before this one: the hash chain. Empty: there was none."""
 
 
 _encoder: Final = msgspec.json.Encoder()
@@ -237,6 +262,11 @@ def message_id(events: Sequence[UsageRecorded]) -> str:
     """
     names = ",".join(f"{event.request_id}:{event.version}" for event in events)
     return hashlib.sha256(names.encode()).hexdigest()[:32]
+
+
+def payload_sha256(payload: bytes) -> str:
+    """What the next change of the same entity names as `previous`: 64 hex digits."""
+    return hashlib.sha256(payload).hexdigest()
 
 
 def payload_id(payload: bytes) -> str:

@@ -1,5 +1,6 @@
 """Identifiers: UUIDv7 with a prefix, and the partition an account lives in."""
 
+import hashlib
 import os
 import re
 import zlib
@@ -53,6 +54,16 @@ def new_upstream_id() -> str:
 def new_repair_id() -> str:
     """`rep_` + 32 hex digits."""
     return "rep_" + uuid7_hex()
+
+
+def new_id(prefix: str) -> str:
+    """`<prefix>_` + 32 hex digits of a UUIDv7; for kinds that have no function of their own."""
+    return f"{prefix}_{uuid7_hex()}"
+
+
+def derived_id(prefix: str, *parts: str) -> str:
+    """`<prefix>_` + 32 hex digits made from `parts` alone: the same parts are the same entity. Holds no time."""
+    return f"{prefix}_{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:32]}"
 
 
 def id_bytes(identifier: str) -> bytes:

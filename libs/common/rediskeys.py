@@ -64,6 +64,21 @@ def slots(account_id: str, owner_id: str) -> str:
     return f"{_tag(account_id)}slots:{owner_id}"
 
 
+def session(sha256: str) -> str:
+    """String: who has signed in to the control plane, under the SHA-256 of his token; expires by itself."""
+    return f"session:{sha256}"
+
+
+def tries(what: str, digest: str) -> str:
+    """String: how often somebody has tried what can be guessed; expires by itself."""
+    return f"tries:{what}:{digest}"
+
+
+def lock(name: str) -> str:
+    """String: which process of the control plane does a chore that one of them does; expires by itself."""
+    return f"lock:{name}"
+
+
 def throttled(address: str) -> str:
     """String: the bucket of an address that tries keys which do not exist."""
     return f"unknown:{address}"

@@ -30,7 +30,7 @@ def control_subject(kind: str, entity_id: str) -> str:
 def stream_configs(*, replicas: int, bytes_max: int) -> list[StreamConfig]:
     """The three streams. `bytes_max` is per stream; keep it well under the disk, a full one shows only as time-outs."""
 
-    def config(name: str, subjects: list[str], age_s: int) -> StreamConfig:
+    def config(name: str, subjects: list[str], age_s: int, *, allow_atomic: bool = False) -> StreamConfig:
         return StreamConfig(
             name=name,
             subjects=subjects,
@@ -43,10 +43,11 @@ def stream_configs(*, replicas: int, bytes_max: int) -> list[StreamConfig]:
             max_bytes=bytes_max,
             max_age=age_s,
             duplicate_window=_DUPLICATE_WINDOW_S,
+            allow_atomic=allow_atomic or None,
         )
 
     return [
         config(STREAM_USAGE, ["usage.>"], 30 * _DAY_S),
-        config(STREAM_CONTROL, ["control.>"], 0),
+        config(STREAM_CONTROL, ["control.>"], 0, allow_atomic=True),
         config(STREAM_DLQ, ["dlq.>"], 0),
     ]

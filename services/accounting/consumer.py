@@ -254,7 +254,8 @@ class ControlHandler:
             except _UNREADABLE as error:
                 troubles[position].append(Trouble(message.data, "poison", f"cannot be decoded: {error}"))
                 continue
-            changes.append(Change(position, message.metadata.sequence.stream, event))
+            sequence, sha256 = message.metadata.sequence.stream, events.payload_sha256(message.data)
+            changes.append(Change(position, sequence, event, sha256))
         for one in await apply_control(changes, self._targets, self._metrics):
             payload = events.encode_control(one.event)
             troubles[one.position].append(Trouble(payload, one.patience, one.reason))

@@ -51,6 +51,8 @@ class Change(msgspec.Struct, frozen=True):
     position: int
     sequence: int
     event: ControlChanged
+    sha256: str = ""
+    """Of the message."""
 
 
 class Unapplied(msgspec.Struct, frozen=True):
@@ -96,7 +98,7 @@ def _read(changes: Sequence[Change]) -> tuple[list[_Read], list[Unapplied]]:
             if isinstance(entity, Credit):
                 _check_amount(entity)
                 taken = credit_row(entity, change.event.actor)
-            readable.append(_Read(change, control_row(change.event, change.sequence), taken))
+            readable.append(_Read(change, control_row(change.event, change.sequence, change.sha256), taken))
         except Exception as error:  # noqa: BLE001 - pure code: whatever it raises, it will raise again
             reason = f"{type(error).__name__}: {error}"
             unapplied.append(Unapplied(change.position, change.event, "poison", reason))

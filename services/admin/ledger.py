@@ -34,7 +34,7 @@ class Ledger:
         """Rows, newest first. `filters`: account_id, key_id, from_ms, to_ms, and before_ms with before_id (exclusive)."""
         conditions = [_CONDITIONS[name] for name in filters if name in _CONDITIONS]
         where = " AND ".join(conditions) or "1"
-        return await self._query(
+        return await self.query(
             f"SELECT * FROM usage FINAL WHERE {where} {_LATEST} LIMIT {{limit:UInt32}}",  # noqa: S608 - our own words
             {**filters, "limit": limit},
         )
@@ -43,29 +43,34 @@ class Ledger:
         """One row by our id, or by the upstream's; None if there is none (yet)."""
         rows: Sequence[Row] = []
         if (time_ms := _time_ms(request_id)) is not None:
-            rows = await self._query(
+            rows = await self.query(
                 "SELECT * FROM usage FINAL WHERE request_id = {id:String}"
                 " AND time BETWEEN fromUnixTimestamp64Milli({from:Int64}) AND fromUnixTimestamp64Milli({to:Int64})",
                 {"id": request_id, "from": time_ms - _DAY_MS, "to": time_ms + _DAY_MS},
             )
         if not rows:
-            rows = await self._query(
+            rows = await self.query(
                 "SELECT * FROM usage FINAL WHERE upstream_request_id = {id:String} LIMIT 1", {"id": request_id}
             )
         return rows[0] if rows else None
 
-    async def entities(self, kind: str, account_id: str) -> list[Row]:
+    async def entities(self, kind: str, account_id: str, *, after: str = "", limit: int = 1_000_000) -> list[Row]:
         """The latest archived state of each entity of an account: a second or two behind the log of changes."""
-        return await self._query(
+        return await self.query(
             "SELECT entity_id, argMax(entity, sequence) AS entity FROM control FINAL"
-            " WHERE kind = {kind:String} AND account_id = {account_id:String} GROUP BY entity_id ORDER BY entity_id",
-            {"kind": kind, "account_id": account_id},
+            " WHERE kind = {kind:String} AND account_id = {account_id:String} AND entity_id > {after:String}"
+            " GROUP BY entity_id ORDER BY entity_id LIMIT {limit:UInt32}",
+            {"kind": kind, "account_id": account_id, "after": after, "limit": limit},
         )
+
+    async def credits(self, account_id: str, after: str, limit: int) -> list[Row]:
+        """Entries of an account, in the order they were made, those after an id."""
+        return await self.query(_CREDITS, {"account_id": account_id, "after": after, "limit": limit})
 
     async def answers(self) -> bool:
         """Whether ClickHouse answers now."""
         try:
-            await self._query("SELECT 1", {})
+            await self.query("SELECT 1", {})
         except Unavailable:
             return False
         return True
@@ -75,7 +80,8 @@ class Ledger:
         if self._client is not None:
             await self._client.close()
 
-    async def _query(self, sql: str, parameters: dict[str, Any]) -> list[Row]:
+    async def query(self, sql: str, parameters: dict[str, Any]) -> list[Row]:
+        """Rows of a statement; whatever a caller has said is a parameter. Raises Unavailable."""
         try:
             client = await self._connected()
             result = await client.query(sql, parameters=parameters)
@@ -96,9 +102,19 @@ class Ledger:
             return self._client
 
 
+_CREDITS: Final = """
+SELECT * FROM credits FINAL WHERE account_id = {account_id:String}
+  AND (time, credit_id) > (SELECT max(time), max(credit_id) FROM credits FINAL
+    WHERE account_id = {account_id:String} AND credit_id = {after:String})
+ORDER BY time, credit_id LIMIT {limit:UInt32}
+"""
 _CONDITIONS: Final = {
     "account_id": "account_id = {account_id:String}",
     "key_id": "key_id = {key_id:String}",
+    "member_id": "member_id = {member_id:String}",
+    "model": "model_answered = {model:String}",
+    "outcome": "outcome = {outcome:String}",
+    "client": "client = {client:String}",
     "from_ms": "time >= fromUnixTimestamp64Milli({from_ms:Int64})",
     "to_ms": "time < fromUnixTimestamp64Milli({to_ms:Int64})",
     "before_ms": "(time, request_id) < (fromUnixTimestamp64Milli({before_ms:Int64}), {before_id:String})",

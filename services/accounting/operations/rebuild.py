@@ -31,6 +31,7 @@ from services.accounting import log
 from services.accounting.operations import audit
 from services.accounting.operations.output import Output
 from services.accounting.rewinder import without_effect
+from services.accounting.rows import account_of
 from services.accounting.settlement import REMEMBERED_S
 from services.accounting.stores import Stores
 
@@ -176,7 +177,7 @@ def _concerns(change: ControlChanged, partitions: set[int]) -> bool:
     entity = change.entity
     if isinstance(entity, UpstreamCredential):
         return True
-    return ids.partition(entity.id if isinstance(entity, Account) else entity.account_id) in partitions
+    return ids.partition(account_of(change)) in partitions
 
 
 async def _apply(stores: Stores, message: Msg, change: ControlChanged) -> str:

@@ -59,7 +59,8 @@ async def _control(arguments: argparse.Namespace, stores: Stores, counts: Counte
             except _UNREADABLE:
                 counts["unreadable"] += 1
                 continue
-            changes.append(Change(0, message.metadata.sequence.stream, change))
+            sequence, sha256 = message.metadata.sequence.stream, events.payload_sha256(message.data)
+            changes.append(Change(0, sequence, change, sha256))
         counts["changes"] += len(changes)
         if not arguments.dry_run:
             counts["unsettled"] += len(await apply_control(changes, batch, metrics))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from libs.common import ids
-from services.admin import requests
+from services.admin.resources import requests
 from services.admin.problems import BadInput
 
 
