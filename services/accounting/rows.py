@@ -15,6 +15,7 @@ from libs.common.events import (
     Correction,
     Credit,
     Member,
+    RefusalsCounted,
     Repair,
     UpstreamCredential,
     UsageRecorded,
@@ -65,6 +66,7 @@ USAGE_COLUMNS: Final = (
     "correction_actor",
 )
 CREDIT_COLUMNS: Final = ("credit_id", "account_id", "time", "amount_nanos", "reason", "actor")
+REFUSAL_COLUMNS: Final = ("account_id", "minute", "key_id", "member_id", "reason", "gateway_id", "refused")
 CONTROL_COLUMNS: Final = (
     "sequence",
     "kind",
@@ -211,6 +213,14 @@ def credit_row(credit: Credit, actor: str) -> Row:
     """A row of `credits`, in the order of CREDIT_COLUMNS. Raises ValueError for a time that cannot be."""
     time = _time(credit.created_at_ms)
     return (credit.id, credit.account_id, time, credit.amount_nanos, credit.reason, actor)
+
+
+def refusal_row(count: RefusalsCounted) -> Row:
+    """A row of `refusals`, in the order of REFUSAL_COLUMNS. Raises ValueError for what no gateway can have counted."""
+    minute = _time(count.minute * 60_000)
+    if not 0 < count.refused < 2**63:
+        raise ValueError("refused is out of range")
+    return (count.account_id, minute, count.key_id, count.member_id, count.reason, count.gateway_id, count.refused)
 
 
 def _time(value_ms: int) -> datetime:

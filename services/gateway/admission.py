@@ -22,6 +22,7 @@ from services.gateway.clock import ClockCheck
 from services.gateway.headers import Headers, credential
 from services.gateway.keeper import LeaseKeeper
 from services.gateway.peek import Ask
+from services.gateway.refusal_counts import RefusalCounts
 from services.gateway.spool import Spool
 
 _KNOWN_KEYS_MAX: Final = 100_000
@@ -73,6 +74,7 @@ class Gate:
         spool: Spool,
         clock: ClockCheck,
         book: PriceBook,
+        counts: RefusalCounts,
         *,
         unknown_keys_per_minute: int,
     ) -> None:
@@ -83,6 +85,7 @@ class Gate:
         self._spool = spool
         self._clock = clock
         self._book = book
+        self._counts = counts
         self._unknown_keys_per_minute = unknown_keys_per_minute
         self._known: dict[str, Principal] = {}
         self._blocked: dict[str, float] = {}
@@ -132,6 +135,7 @@ class Gate:
         if isinstance(decision, Refused):
             if decision.reason == "closed" and decision.value:  # granted, and Redis died before it could say so
                 self._keeper.void(self._leases.lease_of(admission))
+            self._counts.count(principal.account_id, principal.key_id, decision.reason)
             raise refusals.refusal(decision, book=self._book, ask=request.ask)
         self._keeper.keep(decision.lease)
         self._spool.open(request.id, recovery.open_note(decision.lease.member_id, decision.multiplier_ppm, memo))
@@ -144,6 +148,7 @@ class Gate:
         except StoreUnavailable:
             raise Overloaded(_STORE_AWAY) from None
         if isinstance(decision, Refused):
+            self._counts.count(principal.account_id, principal.key_id, decision.reason)
             raise refusals.refusal(decision)
         return decision
 
