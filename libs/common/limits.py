@@ -48,3 +48,9 @@ def packed(limits: Limits, defaults: Limits = NO_DEFAULTS) -> str:
     if all(value is None for value in values):
         return ""
     return " ".join("-" if value is None else str(value) for value in values)
+
+
+def unpacked(text: str) -> Limits:
+    """The inverse of `packed`, the defaults that went into it included."""
+    values = [None if value == "-" else int(value) for value in text.split()]
+    return Limits(**dict(zip(Limits.__struct_fields__, values, strict=True))) if values else Limits()

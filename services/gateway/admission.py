@@ -17,6 +17,7 @@ from libs.common.leases import Admission, Checked, Granted, Leases, Refused
 from libs.common.pricebook import PriceBook
 from libs.common.pricing import can_price
 from libs.common.scripts import StoreUnavailable
+from libs.common.standing import Standing, Standings
 from services.gateway import callers, hold, recovery, refusals
 from services.gateway.clock import ClockCheck
 from services.gateway.headers import Headers, credential
@@ -75,6 +76,7 @@ class Gate:
         clock: ClockCheck,
         book: PriceBook,
         counts: RefusalCounts,
+        standings: Standings,
         *,
         unknown_keys_per_minute: int,
     ) -> None:
@@ -86,6 +88,7 @@ class Gate:
         self._clock = clock
         self._book = book
         self._counts = counts
+        self._standings = standings
         self._unknown_keys_per_minute = unknown_keys_per_minute
         self._known: dict[str, Principal] = {}
         self._blocked: dict[str, float] = {}
@@ -151,6 +154,18 @@ class Gate:
             self._counts.count(principal.account_id, principal.key_id, decision.reason)
             raise refusals.refusal(decision)
         return decision
+
+    async def standing(self, principal: Principal, address: str) -> tuple[Checked, Standing]:
+        """How a caller stands whom `check` lets pass; both are asked in one round trip. Raises RelayError."""
+        try:
+            checked, standing = await asyncio.gather(
+                self.check(principal, address), self._standings.read(principal.account_id, principal.key_id)
+            )
+        except StoreUnavailable:
+            raise Overloaded(_STORE_AWAY) from None
+        if standing is None:
+            raise refusals.checking()
+        return checked, standing
 
     def _memo(self, request: Request) -> bytes:
         """What is recorded if this gateway dies and nothing else is known: the estimated input (DESIGN.md, outcomes)."""

@@ -23,10 +23,12 @@ from libs.common.directory import Directory
 from libs.common.gates import Gates
 from libs.common.leases import Leases
 from libs.common.metrics import Metrics
+from libs.common.pricebook import PriceBook
 from libs.common.redisclient import RedisClient
 from libs.common.runtime import spawn
 from libs.common.scripts import Scripts, StoreUnavailable
 from libs.common.sealing import Sealer
+from libs.common.standing import Standings
 from libs.common.upstreams import Upstreams
 from services.gateway import callers, recovery
 from services.gateway.admission import Gate
@@ -64,9 +66,7 @@ def create_app(
     broker = Client()
     spool = Spool(Path(config.spool_directory), metrics, bytes_max=config.spool_bytes_max)
     publisher = Publisher(broker.jetstream(), metrics, spool, is_connected=lambda: broker.is_connected)
-    counts = RefusalCounts(
-        broker.jetstream(), metrics, member_of=leases.member_of, is_connected=lambda: broker.is_connected
-    )
+    counts = _refusal_counts(broker, metrics, leases)
     ways = _Ways(config, metrics)
     way = ways.make if transport is None else lambda _: transport
     sealer = Sealer(config.secrets_key)
@@ -84,10 +84,9 @@ def create_app(
     clock = ClockCheck(redis, metrics)
     lifespan = _lifespan(services, clock, counts, broker, redis, scripts)
     directory = Directory(redis, Balances(redis, scripts), upstreams, scripts)
-    throttle, gates = config.unknown_keys_per_minute, Gates(redis, scripts)
     return Proxy(
         local=Starlette(routes=_local_routes(redis, broker, clock, metrics), lifespan=lifespan),
-        gate=Gate(directory, leases, gates, keeper, spool, clock, book, counts, unknown_keys_per_minute=throttle),
+        gate=_gate(redis, scripts, directory, leases, services, clock, book, counts),
         services=services,
         free=FreePaths(pool, config, book, metrics),
         book=book,
@@ -133,6 +132,36 @@ def _lifespan(
             await redis.aclose()
 
     return lifespan
+
+
+def _gate(
+    redis: RedisClient,
+    scripts: Scripts,
+    directory: Directory,
+    leases: Leases,
+    services: Services,
+    clock: ClockCheck,
+    book: PriceBook,
+    counts: RefusalCounts,
+) -> Gate:
+    return Gate(
+        directory,
+        leases,
+        Gates(redis, scripts),
+        services.keeper,
+        services.spool,
+        clock,
+        book,
+        counts,
+        Standings(scripts, leases.member_of),
+        unknown_keys_per_minute=services.config.unknown_keys_per_minute,
+    )
+
+
+def _refusal_counts(broker: Client, metrics: Metrics, leases: Leases) -> RefusalCounts:
+    return RefusalCounts(
+        broker.jetstream(), metrics, member_of=leases.member_of, is_connected=lambda: broker.is_connected
+    )
 
 
 def _trusted_proxies(config: GatewayConfig) -> callers.Networks:
