@@ -24,7 +24,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     otpm: Rate | None = None
     """Output tokens a minute: what was really said."""
     free_rpm: Rate | None = None
-    """Requests a minute to the paths that cost nothing: count_tokens and the model list."""
+    """Requests a minute to the paths that cost nothing: count_tokens, the model list, /v1/usage."""
     in_flight: Slots | None = None
     """Message requests at once."""
     budget_day_nanos: Budget | None = None
