@@ -8,7 +8,7 @@ from typing import Any, Final
 import pytest
 
 from libs.common import ids, redisclient, rediskeys
-from libs.common.leases import Checked, Leases, Refused
+from libs.common.leases import Admission, Checked, Leases, Refused
 from libs.common.limits import Limits
 from libs.common.scripts import Scripts
 from libs.common.standing import Budget, ScopeStanding, Standings
@@ -195,8 +195,8 @@ async def test_check_and_standing_travel_together(redis_url: str, both: Told) ->
     assert isinstance(checked, Checked) and standing.member is None
 
 
-def _asking(account_id: str, key_id: str, hold_nanos: int) -> Any:
-    return told.Admission(
+def _asking(account_id: str, key_id: str, hold_nanos: int) -> Admission:
+    return Admission(
         request_id=ids.new_request_id(),
         account_id=account_id,
         key_id=key_id,
