@@ -14,7 +14,9 @@ from libs.common.events import (
     ControlChanged,
     Correction,
     Credit,
+    Entity,
     Member,
+    PublishedBook,
     Repair,
     UpstreamCredential,
     UsageRecorded,
@@ -199,12 +201,22 @@ def control_row(event: ControlChanged, sequence: int) -> Row:
         sequence,
         kind_of(event),
         entity.id,
-        entity.id if isinstance(entity, Account) else entity.account_id,
+        account_of(entity),
         _encode(entity).decode(),
         event.actor,
         event.reason,
         _time(event.at_ms),
     )
+
+
+def account_of(entity: Entity) -> str:
+    """The account a change concerns; empty: none in particular."""
+    match entity:
+        case Account():
+            return entity.id
+        case PublishedBook():
+            return ""
+    return entity.account_id
 
 
 def credit_row(credit: Credit, actor: str) -> Row:
@@ -220,7 +232,7 @@ def _time(value_ms: int) -> datetime:
 
 
 def kind_of(event: ControlChanged) -> str:
-    """`account`, `member`, `key`, `upstream` or `credit`."""
+    """`account`, `member`, `key`, `upstream`, `pricebook`, `credit` or `repair`."""
     match event.entity:
         case Account():
             return "account"
@@ -230,6 +242,8 @@ def kind_of(event: ControlChanged) -> str:
             return "key"
         case UpstreamCredential():
             return "upstream"
+        case PublishedBook():
+            return "pricebook"
         case Credit():
             return "credit"
         case Repair():

@@ -1,4 +1,5 @@
-"""Changes of accounts, members, keys, credits and upstreams: published to CONTROL with compare-and-set, then applied to Redis.
+"""Changes of accounts, members, keys, credits, upstreams and price books: published to CONTROL with compare-and-set, then applied
+to Redis.
 
 Acknowledged by CONTROL = done. If Redis cannot be reached after that, accounting applies the change when it can.
 """
@@ -13,7 +14,16 @@ from nats.js.errors import APIError, NotFoundError
 
 from libs.common import clock, events, subjects
 from libs.common.directory import Directory
-from libs.common.events import Account, ApiKey, ControlChanged, Credit, Entity, Member, UpstreamCredential
+from libs.common.events import (
+    Account,
+    ApiKey,
+    ControlChanged,
+    Credit,
+    Entity,
+    Member,
+    PublishedBook,
+    UpstreamCredential,
+)
 from libs.common.scripts import StoreUnavailable
 from services.admin.problems import Conflict, Unavailable
 
@@ -31,9 +41,10 @@ _KINDS: Final[dict[type[Entity], str]] = {
     ApiKey: "key",
     Credit: "credit",
     Member: "member",
+    PublishedBook: "pricebook",
     UpstreamCredential: "upstream",
 }
-_Entity = TypeVar("_Entity", Account, ApiKey, Credit, Member, UpstreamCredential)
+_Entity = TypeVar("_Entity", Account, ApiKey, Credit, Member, PublishedBook, UpstreamCredential)
 
 
 class Control:
@@ -131,5 +142,5 @@ class Control:
         except StoreUnavailable:
             _log.warning("Redis is away; accounting will apply %s", event.entity.id)
             return
-        if result in ("MISSING", "OVER"):
+        if result in ("MISSING", "OVER", "TAKEN", "UNSOUND"):
             _log.warning("%s was not applied (%s); accounting decides", event.entity.id, result)

@@ -53,8 +53,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     address: str
     """The caller's, 32 hex digits."""
     ask: Ask
+    book: PriceBook
+    """The one it goes by from beginning to end."""
     models: tuple[str, ...]
-    """Ids of the price book."""
+    """Ids of that book."""
     path: str
     client: str
     """Client family."""
@@ -72,7 +74,6 @@ class Gate:
         keeper: LeaseKeeper,
         spool: Spool,
         clock: ClockCheck,
-        book: PriceBook,
         *,
         unknown_keys_per_minute: int,
     ) -> None:
@@ -82,7 +83,6 @@ class Gate:
         self._keeper = keeper
         self._spool = spool
         self._clock = clock
-        self._book = book
         self._unknown_keys_per_minute = unknown_keys_per_minute
         self._known: dict[str, Principal] = {}
         self._blocked: dict[str, float] = {}
@@ -119,7 +119,7 @@ class Gate:
             address=request.address,
             models=request.models,
             input_tokens=request.ask.input_estimated_tokens,
-            hold_nanos=hold.hold_nanos(self._book, request.ask),
+            hold_nanos=hold.hold_nanos(request.book, request.ask),
             memo=memo,
         )
         try:
@@ -132,7 +132,7 @@ class Gate:
         if isinstance(decision, Refused):
             if decision.reason == "closed" and decision.value:  # granted, and Redis died before it could say so
                 self._keeper.void(self._leases.lease_of(admission))
-            raise refusals.refusal(decision, book=self._book, ask=request.ask)
+            raise refusals.refusal(decision, book=request.book, ask=request.ask)
         self._keeper.keep(decision.lease)
         self._spool.open(request.id, recovery.open_note(decision.lease.member_id, decision.multiplier_ppm, memo))
         return decision
@@ -162,7 +162,7 @@ class Gate:
                 status=0,
                 outcome="expired",
                 usage={"input_tokens": request.ask.input_estimated_tokens},
-                price_book_version=self._book.version,
+                price_book_version=request.book.version,
                 multiplier_ppm=0,
                 bytes_in=request.bytes_in,
                 client=request.client,
