@@ -160,11 +160,9 @@ async def _apply_control(stores: Stores, partitions: set[int]) -> set[str]:
         found = [(one, change) for one in messages if (change := _change(one)) is not None]
         concerned = [(one, change) for one, change in found if _concerns(change, partitions)]
         accounts |= {change.entity.id for _, change in concerned if isinstance(change.entity, Account)}
-        for one, change in concerned:
-            if isinstance(
-                change.entity, PublishedBook
-            ):  # in the log's order: of two under one version the first counts
-                await _apply(stores, one, change)
+        books = [(one, change) for one, change in concerned if isinstance(change.entity, PublishedBook)]
+        for one, change in books:  # in the log's order: of two under one version the first counts
+            await _apply(stores, one, change)
         concerned = [(one, change) for one, change in concerned if not isinstance(change.entity, PublishedBook)]
         applied = await asyncio.gather(*(_apply(stores, one, change) for one, change in concerned))
         for (one, change), result in zip(concerned, applied, strict=True):
