@@ -63,6 +63,8 @@ class GatewayConfig(StoreConfig, frozen=True, kw_only=True):
     """How long a dead gateway's slots and holds stay taken. Renewed after a third of it."""
     trusted_proxies: str = ""
     """Addresses and networks whose `x-forwarded-for` is believed, separated by commas."""
+    price_book_seconds: Seconds = 5.0
+    """How often published price books are looked for: a good deal less than they are published before they count."""
     unknown_keys_per_minute: Count = 30
     """How many keys that do not exist one address may try."""
     upstream_connect_seconds: Seconds = 10.0
