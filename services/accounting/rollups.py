@@ -1,12 +1,12 @@
-"""Sums of hours and days, made anew from the rows wherever rows have come: exact under redelivery, corrections and regrouped batches.
+"""Sums of hours and days, made anew from the rows wherever rows have come: exact under redelivery, corrections, regrouping.
 
 An additive view would count what is delivered twice; this counts what stands in `usage FINAL`. One row holds all groups of an
 account's hour and is replaced as a whole, so that a group which is no more (`expired` that is `measured` now) goes too.
 
 Two workers may sum up one hour at once. Each does so after its own rows are archived and notes when its query began; the row with
 the later time wins, and it has seen whatever was archived before that time. Whoever archives later sums up later. A worker that
-dies with hours in hand leaves them to the next one that starts, which looks for rows archived since the last sum. Days are made from
-hours when they are over, and again when one of their hours is.
+dies with hours in hand leaves them to the next one that starts, which looks for rows archived since the last sum. Days are made
+from hours when they are over, and again when one of their hours is.
 """
 
 import asyncio
@@ -88,7 +88,7 @@ FROM (
 GROUP BY account_id, day
 """
 _SINCE: Final = f"SELECT max(computed_at), countIf(account_id = '' AND shape = {_SHAPE}) FROM usage_hours"  # noqa: S608
-_ALL_DONE: Final = f"INSERT INTO usage_hours (account_id, hour, computed_at, shape) SELECT '', 0, now64(6), {_SHAPE}"  # noqa: S608
+_ALL_DONE: Final = f"INSERT INTO usage_hours (account_id, hour, computed_at, shape) SELECT '', 0, now64(6), {_SHAPE}"
 """A row without groups and of no account: hours from before this shape of row have all been made anew."""
 _LATE: Final = """
 SELECT DISTINCT account_id, intDiv(toUnixTimestamp(time), 3600) FROM usage WHERE recorded_at >= {since:DateTime64(3)}
