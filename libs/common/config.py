@@ -10,7 +10,6 @@ from typing import Annotated, Any, Final, Literal, TypeVar, get_type_hints
 import msgspec
 
 _Config = TypeVar("_Config", bound="StoreConfig")
-_REQUIRED: Final[frozenset[str]] = frozenset()
 _INSTEAD: Final = {"upstream_api_key": "ANTHROPIC_API_KEY"}
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
@@ -145,8 +144,6 @@ def load(kind: type[_Config], environment: Mapping[str, str] | None = None) -> _
         text = environment.get(variable) or environment.get(_INSTEAD.get(name, ""))
         if text:
             values[name] = _read(variable, text, wanted)
-        elif name in _REQUIRED:
-            raise ConfigError(f"{variable} must be set (docs/configuration.md)")
     return kind(**values)
 
 
