@@ -29,7 +29,12 @@ def _checksum(body: bytes) -> bytes:
 
 def generate() -> str:
     """A new key, 55 characters. Show it once, then keep only `hash_key` of it."""
-    body = PREFIX + _base62(secrets.randbits(256), _SECRET_DIGITS)
+    return derived(secrets.token_bytes(32))
+
+
+def derived(bits: bytes) -> str:
+    """The key that 32 bytes make, which nobody else may know."""
+    body = PREFIX + _base62(int.from_bytes(bits, "big"), _SECRET_DIGITS)
     return body + _checksum(body.encode()).decode()
 
 

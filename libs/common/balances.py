@@ -21,6 +21,14 @@ class Balance(msgspec.Struct, frozen=True):
     granted: int
 
 
+class KeyUse(msgspec.Struct, frozen=True):
+    """What a key has used: nano-dollars, and when its last settled request began (Unix milliseconds; 0: never)."""
+
+    spent: int
+    held: int
+    last_used_ms: int
+
+
 class Settlement(msgspec.Struct, frozen=True):
     """One event to settle: `cost_nanos` is the total of its version, not a difference."""
 
@@ -131,6 +139,15 @@ class Balances:
             return None
         balance, held, spent, granted = (int(value or 0) for value in values)
         return Balance(balance - held, held, spent, granted)
+
+    async def key_use(self, account_id: str, key_id: str) -> KeyUse:
+        """What a key has used; zeros if Redis knows no such key. Raises StoreUnavailable."""
+        try:
+            values = await self._redis.hmget(rediskeys.api_key(account_id, key_id), ["spent", "held", "last_used"])
+        except (RedisError, OSError) as error:
+            raise StoreUnavailable(str(error)) from error
+        spent, held, last_used_s = (int(value or 0) for value in values)
+        return KeyUse(spent, held, last_used_s * 1000)
 
 
 def _settle_keys(settlement: Settlement) -> list[str]:

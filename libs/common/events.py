@@ -1,7 +1,7 @@
 """The events services exchange. What is acknowledged by JetStream is true; everything else is derived from these.
 
-Wire form: JSON. A message on `usage.v1.pNN` is a JSON array of 1..N `UsageRecorded` of one partition; a message on
-`control.<kind>.<id>` is one `ControlChanged`.
+Wire form: JSON. A message on `usage.v1.pNN` is a JSON array of 1..N `UsageRecorded` of one partition, one on `usage.refused.pNN`
+of 1..N `RefusalsCounted`; a message on `control.<kind>.<id>` is one `ControlChanged`.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from libs.common.entities import NO_SIGN_IN, ControlOnly, MemberRole, SignIn
 from libs.common.limits import Limits
 
 Outcome = Literal["measured", "partial", "estimated", "free", "expired"]
@@ -81,6 +82,23 @@ class UsageRecorded(msgspec.Struct, frozen=True, kw_only=True):
     """Of versions from VERSION_CORRECTION_MIN on."""
 
 
+class RefusalsCounted(msgspec.Struct, frozen=True, kw_only=True):
+    """How often one gateway process has refused a key for one reason in one minute. Sent again, it replaces: it never adds."""
+
+    account_id: str
+    key_id: str
+    member_id: str = ""
+    """The member whose key it was; empty if it was the account's own, or nobody could say."""
+    reason: str
+    """`leases.Reason`."""
+    minute: int
+    """Unix time in whole minutes."""
+    gateway_id: str
+    """Of the process, made at its start."""
+    refused: int
+    """All there were in that minute."""
+
+
 class Account(msgspec.Struct, frozen=True, kw_only=True, tag="account"):
     """Who pays; one balance."""
 
@@ -104,8 +122,13 @@ class Member(msgspec.Struct, frozen=True, kw_only=True, tag="member"):
     account_id: str
     name: str
     created_at_ms: int
-    status: Literal["active", "disabled", "deleted"] = "active"
+    status: Literal["invited", "active", "disabled", "deleted"] = "active"
+    """Invited: he has not set his password yet. His keys work."""
     limits: Limits = Limits()
+    email: str = ""
+    """Empty: he cannot sign in."""
+    role: MemberRole = "developer"
+    sign_in: SignIn = NO_SIGN_IN
 
 
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True, tag="key"):
@@ -126,6 +149,11 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True, tag="key"):
     ip_allowlist: tuple[str, ...] = ()
     """Addresses and networks (CIDR) it may be used from; empty: anywhere."""
     expires_at_ms: int | None = None
+    tag: str = ""
+    """What its usage is grouped under, such as a cost centre; one, so that groups add up."""
+    deleted_at_ms: int | None = None
+    replaced_by: str = ""
+    """The key that took its place when it was rotated."""
 
 
 class UpstreamCredential(msgspec.Struct, frozen=True, kw_only=True, tag="upstream"):
@@ -148,6 +176,9 @@ class UpstreamCredential(msgspec.Struct, frozen=True, kw_only=True, tag="upstrea
     status: Literal["active", "disabled", "deleted"] = "active"
 
 
+CreditKind = Literal["credit", "adjustment", "promotion", "redemption", "expiry"]
+
+
 class Credit(msgspec.Struct, frozen=True, kw_only=True, tag="credit"):
     """An entry that changes a balance; there is no way to set one. Negative amounts are adjustments."""
 
@@ -156,6 +187,11 @@ class Credit(msgspec.Struct, frozen=True, kw_only=True, tag="credit"):
     amount_nanos: int
     reason: str
     created_at_ms: int
+    kind: CreditKind = "credit"
+    expires_at_ms: int | None = None
+    """Of a promotion: what is not spent until then is taken back by an entry of kind `expiry`."""
+    about_id: str = ""
+    """The code that was redeemed; of an expiry, the promotion."""
 
 
 class Repair(msgspec.Struct, frozen=True, kw_only=True, tag="repair"):
@@ -177,7 +213,21 @@ class Repair(msgspec.Struct, frozen=True, kw_only=True, tag="repair"):
     created_at_ms: int
 
 
-Entity = Account | ApiKey | Credit | Member | Repair | UpstreamCredential
+class PublishedBook(msgspec.Struct, frozen=True, kw_only=True, tag="pricebook"):
+    """A price book that counts from a time on. What was published under a version is never changed (ADR 15)."""
+
+    id: str
+    version: str
+    """As `pricebook.load` takes it."""
+    effective_at_ms: int
+    """Requests whose id carries this time or a later one are priced by it, until another book takes effect."""
+    text: str
+    """The JSON document, as `pricebook.parse` reads it; it names its version too."""
+    created_at_ms: int
+    note: str = ""
+
+
+Entity = Account | ApiKey | Credit | Member | PublishedBook | Repair | UpstreamCredential | ControlOnly
 
 
 class ControlChanged(msgspec.Struct, frozen=True, kw_only=True):
@@ -187,11 +237,18 @@ class ControlChanged(msgspec.Struct, frozen=True, kw_only=True):
     actor: str
     reason: str
     at_ms: int
+    address: str = ""
+    """Where the change came from; empty: from this relay itself."""
+    request: str = ""
+    """A hash of what was asked for, where an Idempotency-Key came along: another request with it is refused."""
+    previous: str = ""
+    """SHA-256 of the message that was the entity's latest before this one: the hash chain. Empty: there was none."""
 
 
 _encoder: Final = msgspec.json.Encoder()
 _event_decoder: Final = msgspec.json.Decoder(UsageRecorded)
 _usage_decoder: Final = msgspec.json.Decoder(list[UsageRecorded])
+_refusals_decoder: Final = msgspec.json.Decoder(list[RefusalsCounted])
 _control_decoder: Final = msgspec.json.Decoder(ControlChanged)
 
 
@@ -220,6 +277,16 @@ def decode_event(encoded: bytes) -> UsageRecorded:
     return _event_decoder.decode(encoded)
 
 
+def encode_refusals(counts: Sequence[RefusalsCounted]) -> bytes:
+    """The payload of a message of refusals. All counts must be of one partition."""
+    return _encoder.encode(counts)
+
+
+def decode_refusals(payload: bytes) -> list[RefusalsCounted]:
+    """Raises msgspec.DecodeError (ValidationError included) for a payload that is not one of ours."""
+    return _refusals_decoder.decode(payload)
+
+
 def encode_control(event: ControlChanged) -> bytes:
     """The payload of a control message."""
     return _encoder.encode(event)
@@ -237,6 +304,11 @@ def message_id(events: Sequence[UsageRecorded]) -> str:
     """
     names = ",".join(f"{event.request_id}:{event.version}" for event in events)
     return hashlib.sha256(names.encode()).hexdigest()[:32]
+
+
+def payload_sha256(payload: bytes) -> str:
+    """What the next change of the same entity names as `previous`: 64 hex digits."""
+    return hashlib.sha256(payload).hexdigest()
 
 
 def payload_id(payload: bytes) -> str:

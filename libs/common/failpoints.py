@@ -30,6 +30,8 @@ Name = Literal[
     "spool_appended",
     "spool_published",
     "spool_marked",
+    "control_publishing",
+    "control_published",
 ]
 _NAMES: Final = frozenset(get_args(Name))
 _PAUSE_S: Final = 5.0

@@ -39,6 +39,11 @@ def lease_index(partition: int) -> str:
     return f"{{p{partition:02d}}}leases"
 
 
+def price_books() -> str:
+    """Hash: version → `<effective_at_ms> <id> <JSON>` of each published price book. Written once, never changed."""
+    return "pricebooks"
+
+
 def gate(partition: int) -> str:
     """String: run id of the Redis server for which a partition is open; absent: Redis has lost it (gates.py)."""
     return f"{{p{partition:02d}}}gate"
@@ -62,6 +67,21 @@ def rebuilding(partition: int) -> str:
 def slots(account_id: str, owner_id: str) -> str:
     """Sorted set of an account, a member or a key: request id in flight → Unix microsecond at which its slot ends."""
     return f"{_tag(account_id)}slots:{owner_id}"
+
+
+def session(sha256: str) -> str:
+    """String: who has signed in to the control plane, under the SHA-256 of his token; expires by itself."""
+    return f"session:{sha256}"
+
+
+def tries(what: str, digest: str) -> str:
+    """String: how often somebody has tried what can be guessed; expires by itself."""
+    return f"tries:{what}:{digest}"
+
+
+def lock(name: str) -> str:
+    """String: which process of the control plane does a chore that one of them does; expires by itself."""
+    return f"lock:{name}"
 
 
 def throttled(address: str) -> str:

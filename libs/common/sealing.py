@@ -4,6 +4,8 @@ Fernet of the library `cryptography`: AES-128-CBC and HMAC-SHA-256 in one text. 
 that nobody who can write to a store can put one credential's secret in the place of another's.
 """
 
+import base64
+import hmac
 from typing import Final
 
 import msgspec
@@ -11,6 +13,8 @@ from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 from libs.common.config import ConfigError
 
+_DERIVING: Final = b"relay: secrets of keys"
+"""What is derived is never made with the very key that seals."""
 _MISSING: Final = "RELAY_SECRETS_KEY is not set: upstream credentials can be neither sealed nor opened."
 _UNREADABLE: Final = (
     "RELAY_SECRETS_KEY holds what is no key: 32 bytes in URL-safe base64 are wanted, as new_key makes them."
@@ -54,7 +58,9 @@ class Sealer:
 
     def __init__(self, keys: str) -> None:
         try:
-            ferns = [Fernet(key.strip()) for key in keys.split(",") if key.strip()]
+            texts = [key.strip() for key in keys.split(",") if key.strip()]
+            ferns = [Fernet(text) for text in texts]
+            self._keys = [hmac.digest(base64.urlsafe_b64decode(text), _DERIVING, "sha256") for text in texts]
         except ValueError:
             raise ConfigError(_UNREADABLE) from None
         self._fernet = MultiFernet(ferns) if ferns else None
@@ -76,6 +82,12 @@ class Sealer:
         if inside.credential_id != credential_id:
             raise CannotOpen(_NOT_OURS)
         return UpstreamSecret(api_key=inside.api_key, proxy_url=inside.proxy_url)
+
+    def derive(self, name: str) -> list[bytes]:
+        """32 bytes that the name alone makes with the first key, then with each of the others. Raises SecretsKeyMissing."""
+        if not self._keys:
+            raise SecretsKeyMissing(_MISSING)
+        return [hmac.digest(key, name.encode(), "sha256") for key in self._keys]
 
 
 def new_key() -> str:

@@ -12,6 +12,9 @@ from libs.common import subjects
 
 _log: Final = logging.getLogger("relay.nats")
 _DRAIN_S: Final = 5
+_CHECKED: Final = (
+    "subjects", "storage", "retention", "discard", "deny_delete", "deny_purge", "max_age", "allow_atomic",
+)  # fmt: skip
 
 
 class StreamMissing(Exception):
@@ -52,12 +55,17 @@ async def _log_error(error: Exception) -> None:
 
 
 async def create(jetstream: JetStreamContext, *, replicas: int, bytes_max: int) -> None:
-    """Create the streams where they are missing. Only the bootstrap calls this; safe to repeat."""
+    """Create the streams where they are missing, and bring them up to date. Only the bootstrap calls this; safe to repeat."""
     for config in subjects.stream_configs(replicas=replicas, bytes_max=bytes_max):
         try:
-            await jetstream.stream_info(str(config.name))
+            found = (await jetstream.stream_info(str(config.name))).config
         except NotFoundError:
             await jetstream.add_stream(config)
+            continue
+        # an older release made it: there were no changes of several entities then
+        if bool(found.allow_atomic) != bool(config.allow_atomic):
+            found.allow_atomic = config.allow_atomic
+            await jetstream.update_stream(found)
 
 
 async def check(jetstream: JetStreamContext) -> None:
@@ -67,6 +75,15 @@ async def check(jetstream: JetStreamContext) -> None:
             found = (await jetstream.stream_info(str(wanted.name))).config
         except NotFoundError:
             raise StreamMissing(f"stream {wanted.name} does not exist") from None
-        for field in ("subjects", "storage", "retention", "discard", "deny_delete", "deny_purge", "max_age"):
-            if getattr(found, field) != getattr(wanted, field):
+        for field in (
+            "subjects",
+            "storage",
+            "retention",
+            "discard",
+            "deny_delete",
+            "deny_purge",
+            "max_age",
+            "allow_atomic",
+        ):
+            if (getattr(found, field) or None) != (getattr(wanted, field) or None):
                 raise StreamMissing(f"stream {wanted.name}: {field} is {getattr(found, field)!r}")

@@ -13,6 +13,10 @@ DLQ_CONTROL: Final = "dlq.control"
 DLQ_RESOLVED: Final = "dlq.resolved"
 """What was decided about parked messages: nothing in DLQ is ever deleted."""
 
+USAGE_EVENTS: Final = "usage.v1.>"
+"""What concerns money in USAGE; refusals, which are only counted, stand beside it."""
+_REFUSED: Final = "usage.refused."
+
 _DAY_S: Final = 86_400
 _DUPLICATE_WINDOW_S: Final = 2 * 3600
 
@@ -20,6 +24,16 @@ _DUPLICATE_WINDOW_S: Final = 2 * 3600
 def usage_subject(partition: int) -> str:
     """`usage.v1.p07`: all usage of the accounts of one partition."""
     return f"usage.v1.p{partition:02d}"
+
+
+def refused_subject(partition: int) -> str:
+    """`usage.refused.p07`: how many requests of the accounts of one partition were refused."""
+    return f"{_REFUSED}p{partition:02d}"
+
+
+def is_refused(subject: str) -> bool:
+    """Whether messages of this subject count refusals."""
+    return subject.startswith(_REFUSED)
 
 
 def control_subject(kind: str, entity_id: str) -> str:
@@ -30,7 +44,7 @@ def control_subject(kind: str, entity_id: str) -> str:
 def stream_configs(*, replicas: int, bytes_max: int) -> list[StreamConfig]:
     """The three streams. `bytes_max` is per stream; keep it well under the disk, a full one shows only as time-outs."""
 
-    def config(name: str, subjects: list[str], age_s: int) -> StreamConfig:
+    def config(name: str, subjects: list[str], age_s: int, *, allow_atomic: bool = False) -> StreamConfig:
         return StreamConfig(
             name=name,
             subjects=subjects,
@@ -43,10 +57,11 @@ def stream_configs(*, replicas: int, bytes_max: int) -> list[StreamConfig]:
             max_bytes=bytes_max,
             max_age=age_s,
             duplicate_window=_DUPLICATE_WINDOW_S,
+            allow_atomic=allow_atomic or None,
         )
 
     return [
         config(STREAM_USAGE, ["usage.>"], 30 * _DAY_S),
-        config(STREAM_CONTROL, ["control.>"], 0),
+        config(STREAM_CONTROL, ["control.>"], 0, allow_atomic=True),
         config(STREAM_DLQ, ["dlq.>"], 0),
     ]

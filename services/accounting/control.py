@@ -13,7 +13,7 @@ from typing import Protocol
 import msgspec
 
 from libs.common import failpoints, money
-from libs.common.balances import CreditResult
+from libs.common.directory import ApplyResult
 from libs.common.events import ControlChanged, Credit
 from libs.common.metrics import Metrics
 from libs.common.scripts import StoreRefused
@@ -34,7 +34,7 @@ class ControlLedger(Protocol):
 class Applier(Protocol):
     """Where changes are applied."""
 
-    async def apply(self, event: ControlChanged, version: int) -> CreditResult:
+    async def apply(self, event: ControlChanged, version: int) -> ApplyResult:
         """Apply one change. Raises StoreUnavailable; StoreRefused if it concerns this change alone."""
 
 
@@ -51,6 +51,8 @@ class Change(msgspec.Struct, frozen=True):
     position: int
     sequence: int
     event: ControlChanged
+    sha256: str = ""
+    """Of the message."""
 
 
 class Unapplied(msgspec.Struct, frozen=True):
@@ -96,7 +98,7 @@ def _read(changes: Sequence[Change]) -> tuple[list[_Read], list[Unapplied]]:
             if isinstance(entity, Credit):
                 _check_amount(entity)
                 taken = credit_row(entity, change.event.actor)
-            readable.append(_Read(change, control_row(change.event, change.sequence), taken))
+            readable.append(_Read(change, control_row(change.event, change.sequence, change.sha256), taken))
         except Exception as error:  # noqa: BLE001 - pure code: whatever it raises, it will raise again
             reason = f"{type(error).__name__}: {error}"
             unapplied.append(Unapplied(change.position, change.event, "poison", reason))
@@ -108,14 +110,14 @@ def _check_amount(credit: Credit) -> None:
         raise ValueError(f"no amount of a credit: {credit.amount_nanos}")
 
 
-async def _apply(change: Change, directory: Applier) -> CreditResult | StoreRefused:
+async def _apply(change: Change, directory: Applier) -> ApplyResult | StoreRefused:
     try:
         return await directory.apply(change.event, change.sequence)
     except StoreRefused as error:
         return error
 
 
-def _trouble(change: Change, result: CreditResult | StoreRefused) -> Unapplied | None:
+def _trouble(change: Change, result: ApplyResult | StoreRefused) -> Unapplied | None:
     match result:
         case StoreRefused():
             return Unapplied(change.position, change.event, "store", str(result))
@@ -125,4 +127,9 @@ def _trouble(change: Change, result: CreditResult | StoreRefused) -> Unapplied |
         case "OVER":
             reason = "the credit would lift the balance beyond what an account may hold"
             return Unapplied(change.position, change.event, "poison", reason)
+        case "TAKEN":
+            reason = "another price book stands under that version; publish it under a new one"
+            return Unapplied(change.position, change.event, "poison", reason)
+        case "UNSOUND":
+            return Unapplied(change.position, change.event, "poison", "the price book cannot be read")
     return None

@@ -9,14 +9,11 @@ import msgspec
 from libs.common import clock, ids
 from libs.common.events import (
     Account,
-    ApiKey,
     Attempt,
     ControlChanged,
     Correction,
     Credit,
-    Member,
-    Repair,
-    UpstreamCredential,
+    RefusalsCounted,
     UsageRecorded,
 )
 from libs.common.pricing import Priced
@@ -64,7 +61,18 @@ USAGE_COLUMNS: Final = (
     "correction_reason",
     "correction_actor",
 )
-CREDIT_COLUMNS: Final = ("credit_id", "account_id", "time", "amount_nanos", "reason", "actor")
+CREDIT_COLUMNS: Final = (
+    "credit_id",
+    "account_id",
+    "time",
+    "amount_nanos",
+    "reason",
+    "actor",
+    "kind",
+    "expires_at",
+    "about_id",
+)
+REFUSAL_COLUMNS: Final = ("account_id", "minute", "key_id", "member_id", "reason", "gateway_id", "refused")
 CONTROL_COLUMNS: Final = (
     "sequence",
     "kind",
@@ -74,6 +82,9 @@ CONTROL_COLUMNS: Final = (
     "actor",
     "reason",
     "time",
+    "address",
+    "previous",
+    "sha256",
 )
 
 _COLUMN_MAX: Final = {
@@ -90,6 +101,7 @@ _ATTEMPTS_MAX: Final = 2**8 - 1
 TIME_MS_MIN: Final = 1_577_836_800_000  # 2020-01-01
 TIME_MS_MAX: Final = 4_102_444_800_000  # 2100-01-01: DateTime64 ends in 2299, and months are partitions
 
+_NEVER: Final = clock.from_unix_ms(0)
 _encode: Final = msgspec.json.Encoder(order="deterministic").encode
 
 
@@ -192,25 +204,52 @@ def event_of(row: Sequence[Any]) -> UsageRecorded:
     )
 
 
-def control_row(event: ControlChanged, sequence: int) -> Row:
-    """A row of `control`, in the order of CONTROL_COLUMNS. Raises ValueError for a time that cannot be."""
+def control_row(event: ControlChanged, sequence: int, sha256: str = "") -> Row:
+    """A row of `control`, in the order of CONTROL_COLUMNS; `sha256` is of the message. Raises ValueError for an odd time."""
     entity = event.entity
     return (
         sequence,
         kind_of(event),
         entity.id,
-        entity.id if isinstance(entity, Account) else entity.account_id,
+        account_of(event),
         _encode(entity).decode(),
         event.actor,
         event.reason,
         _time(event.at_ms),
+        event.address,
+        event.previous,
+        sha256,
     )
 
 
 def credit_row(credit: Credit, actor: str) -> Row:
     """A row of `credits`, in the order of CREDIT_COLUMNS. Raises ValueError for a time that cannot be."""
     time = _time(credit.created_at_ms)
-    return (credit.id, credit.account_id, time, credit.amount_nanos, credit.reason, actor)
+    expires_at = _time(credit.expires_at_ms) if credit.expires_at_ms else _NEVER
+    return (
+        credit.id,
+        credit.account_id,
+        time,
+        credit.amount_nanos,
+        credit.reason,
+        actor,
+        credit.kind,
+        expires_at,
+        credit.about_id,
+    )
+
+
+def account_of(event: ControlChanged) -> str:
+    """Whose entity it is; empty for what belongs to no account."""
+    return event.entity.id if isinstance(event.entity, Account) else str(getattr(event.entity, "account_id", ""))
+
+
+def refusal_row(count: RefusalsCounted) -> Row:
+    """A row of `refusals`, in the order of REFUSAL_COLUMNS. Raises ValueError for what no gateway can have counted."""
+    minute = _time(count.minute * 60_000)
+    if not 0 < count.refused < 2**63:
+        raise ValueError("refused is out of range")
+    return (count.account_id, minute, count.key_id, count.member_id, count.reason, count.gateway_id, count.refused)
 
 
 def _time(value_ms: int) -> datetime:
@@ -220,17 +259,5 @@ def _time(value_ms: int) -> datetime:
 
 
 def kind_of(event: ControlChanged) -> str:
-    """`account`, `member`, `key`, `upstream` or `credit`."""
-    match event.entity:
-        case Account():
-            return "account"
-        case Member():
-            return "member"
-        case ApiKey():
-            return "key"
-        case UpstreamCredential():
-            return "upstream"
-        case Credit():
-            return "credit"
-        case Repair():
-            return "repair"
+    """`account`, `member`, `key`, `upstream`, `credit`, …: the tag of the entity, and the name inside its subject."""
+    return str(event.entity.__struct_config__.tag)

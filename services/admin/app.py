@@ -1,6 +1,7 @@
 """START HERE. Builds the control plane: one list of operations, from which router and OpenAPI document are made.
 
-Every operation asks for the admin token; there is no way to add one that does not.
+Every operation names its roles; there is no way to add one that does not. A call for another account than the caller's is
+answered as if there were no such account, whatever the operation.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Match, Route
 
-from libs.common import redisclient, streams
+from libs.common import failpoints, redisclient, streams
 from libs.common.balances import Balances
 from libs.common.config import AdminConfig, ConfigError
 from libs.common.directory import Directory
@@ -23,74 +24,95 @@ from libs.common.runtime import spawn
 from libs.common.scripts import Scripts
 from libs.common.sealing import Sealer
 from libs.common.upstreams import Upstreams
-from services.admin import accounts, balance, keys, members, openapi, requests, upstreams
-from services.admin import credits as credit_entries
+from services.admin import access, openapi, routes, setup
+from services.admin.authentication import Authentication, check_account
+from services.admin.chores import Chores
 from services.admin.control import Control
 from services.admin.ledger import Ledger
-from services.admin.problems import Missing, Problem, WrongMethod, answer_problem, answer_unexpected
-from services.admin.resource import Context, Operation, authorize, check_query
+from services.admin.mirror import Mirror
+from services.admin.passwords import Passwords
+from services.admin.problems import Forbidden, Missing, Problem, WrongMethod, answer_problem, answer_unexpected
+from services.admin.resource import Call, Context, Operation, check_query
+from services.admin.sessions import Sessions
 
 PREFIX: Final = "/api/v1"
-OPERATIONS: Final = (
-    *accounts.OPERATIONS,
-    *credit_entries.OPERATIONS,
-    *members.OPERATIONS,
-    *keys.OPERATIONS,
-    *balance.OPERATIONS,
-    *upstreams.OPERATIONS,
-    *requests.OPERATIONS,
-)
+OPERATIONS: Final = routes.OPERATIONS
+OPEN_PATHS: Final = frozenset({"/api/openapi.json", "/healthz", "/readyz", "/", "/link"})
+"""Beside operations that are open to all: nothing of anybody's is there."""
 _TOKEN_CHARS_MIN: Final = 16
 _HOME: Final = """The control plane of this relay.
 
-API        /api/v1        Authorization: Bearer <admin token>
+API        /api/v1        Authorization: Bearer <session or service token>
 OpenAPI    /api/openapi.json
 
 There is no console yet; docs/api.md in the repository shows the API by example.
+"""
+_LINK: Final = """This link sets your password. What follows # in it is its token; send it once, within three days:
+
+curl -X POST {url}/api/v1/links/accept -H 'content-type: application/json' \\
+  -d '{{"token": "rli_...", "email": "you@example.com", "password": "at least 12 characters"}}'
+
+The answer holds a session token. Later ones come from POST /api/v1/sessions.
 """
 
 
 def create_app(config: AdminConfig) -> Starlette:
     """The application. Raises ConfigError for a token that is too short to be one, and a secrets key that is none."""
-    if len(config.admin_token) < _TOKEN_CHARS_MIN:
+    if config.admin_token and len(config.admin_token) < _TOKEN_CHARS_MIN:
         raise ConfigError(f"RELAY_ADMIN_TOKEN must have at least {_TOKEN_CHARS_MIN} characters")
+    try:
+        failpoints.arm_all(config.failpoints)
+    except ValueError as error:
+        raise ConfigError(f"RELAY_FAILPOINTS cannot be read: {error}") from None
     broker, redis = Client(), redisclient.connect(config.redis_url)
     context = _context(config, broker, redis)
-    ledger = context.ledger
-
-    @contextlib.asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        connecting = spawn(streams.connect(config.nats_url, name="relay-admin", client=broker), name="nats-connect")
-        try:
-            yield
-        finally:
-            connecting.cancel()
-            await asyncio.wait([connecting])
-            await streams.close(broker)
-            await ledger.close()
-            await redis.aclose()
-
-    async def ready(_: Request) -> Response:
-        state = {
-            "nats": broker.is_connected,
-            "redis": await redisclient.answers(redis),
-            "clickhouse": await ledger.answers(),
-        }
-        return JSONResponse(state, status_code=200 if all(state.values()) else 503)
-
+    authentication = Authentication(context.mirror, context.sessions, config.admin_token)
     app = Starlette(
         routes=[
-            *(_route(context, operation) for operation in OPERATIONS),
+            *(_route(context, authentication, operation) for operation in OPERATIONS),
             Route("/api/openapi.json", _openapi),
             Route("/healthz", _healthy),
-            Route("/readyz", ready),
+            Route("/readyz", _ready(context, broker, redis)),
+            Route("/link", _link(context.public_url)),
             Route("/", _home),
         ],
         exception_handlers={Problem: answer_problem, 404: _no_path, 405: _no_method, 500: answer_unexpected},
-        lifespan=lifespan,
+        lifespan=_lifespan(config, context, broker, redis),
     )
     app.router.redirect_slashes = False  # a redirect would be built from the Host header
     return app
+
+
+def _lifespan(
+    config: AdminConfig, context: Context, broker: Client, redis: RedisClient
+) -> Callable[[Starlette], contextlib.AbstractAsyncContextManager[None]]:
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        connecting = spawn(streams.connect(config.nats_url, name="relay-admin", client=broker), name="nats-connect")
+        chores = Chores(config, context, redis)
+        running = [
+            connecting,
+            spawn(_after(connecting, context.mirror.run), name="mirror"),
+            spawn(setup.offer(context), name="set-up"),
+            spawn(chores.run(), name="chores"),
+        ]
+        try:
+            yield
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.wait(running)
+            await chores.close()
+            await streams.close(broker)
+            await context.ledger.close()
+            await redis.aclose()
+
+    return lifespan
+
+
+async def _after(first: Awaitable[object], run: Callable[[], Awaitable[None]]) -> None:
+    await first
+    await run()
 
 
 def _context(config: AdminConfig, broker: Client, redis: RedisClient) -> Context:
@@ -99,28 +121,53 @@ def _context(config: AdminConfig, broker: Client, redis: RedisClient) -> Context
     except ValueError as error:
         raise ConfigError(str(error)) from None
     scripts = Scripts(redis)
-    balances, pool = Balances(redis, scripts), Upstreams(redis, scripts)
+    balances, pool, mirror = Balances(redis, scripts), Upstreams(redis, scripts), Mirror(broker)
     return Context(
-        control=Control(broker, Directory(redis, balances, pool)),
+        control=Control(broker, Directory(redis, balances, pool), mirror),
+        mirror=mirror,
         ledger=Ledger(config.clickhouse_url),
         balances=balances,
         sealer=sealer,
         pool=pool,
-        admin_token=config.admin_token,
+        passwords=Passwords(),
+        sessions=Sessions(redis),
+        public_url=(config.admin_url or f"http://127.0.0.1:{config.admin_port}").rstrip("/"),
     )
 
 
-def _route(context: Context, operation: Operation) -> Route:
-    return Route(PREFIX + operation.path, _authorized(context, operation), methods=[operation.method])
+def _route(context: Context, authentication: Authentication, operation: Operation) -> Route:
+    path = operation.path if operation.at_root else PREFIX + operation.path
+    return Route(path, _endpoint(context, authentication, operation), methods=[operation.method], name=operation.id)
 
 
-def _authorized(context: Context, operation: Operation) -> Callable[[Request], Awaitable[Response]]:
+def _endpoint(
+    context: Context, authentication: Authentication, operation: Operation
+) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
-        authorize(request, context.admin_token)
-        check_query(request, operation.query)
-        return await operation.handler(context, request)
+        principal = None
+        if operation.roles is not None:
+            principal = await authentication.principal(request)
+            check_account(principal, str(request.path_params.get("account_id", "")))
+            if not access.may(principal, operation.roles, operation.scope):
+                scope = f" with scope {operation.scope}" if principal.scopes is not None and operation.scope else ""
+                roles = ", ".join(sorted(operation.roles))
+                raise Forbidden(f"Your role is {principal.role}; this is for {roles}{scope}.")
+        check_query(request, operation.query, operation.repeatable)
+        return await operation.handler(context, Call(request.scope, request.receive, principal, operation.id))
 
     return endpoint
+
+
+def _ready(context: Context, broker: Client, redis: RedisClient) -> Callable[[Request], Awaitable[Response]]:
+    async def ready(_: Request) -> Response:
+        state = {
+            "nats": broker.is_connected and context.mirror.is_whole,
+            "redis": await redisclient.answers(redis),
+            "clickhouse": await context.ledger.answers(),
+        }
+        return JSONResponse(state, status_code=200 if all(state.values()) else 503)
+
+    return ready
 
 
 async def _openapi(_: Request) -> Response:
@@ -133,6 +180,13 @@ async def _healthy(_: Request) -> Response:
 
 async def _home(_: Request) -> Response:
     return PlainTextResponse(_HOME)
+
+
+def _link(url: str) -> Callable[[Request], Awaitable[Response]]:
+    async def link(_: Request) -> Response:
+        return PlainTextResponse(_LINK.format(url=url))
+
+    return link
 
 
 async def _no_path(request: Request, error: Exception) -> Response:

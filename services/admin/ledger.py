@@ -49,7 +49,7 @@ class Ledger:
         oldest_ms = max(filters.get("from_ms", 0), _TIME_MS_MIN)
         start_ms = await self._page_start(conditions, parameters | {"limit": limit}, oldest_ms, newest_ms)
         where = " AND ".join([*conditions, _CONDITIONS["from_ms"]])
-        return await self._query(
+        return await self.query(
             f"SELECT * FROM usage FINAL {_WINDOW} WHERE {where} {_LATEST} LIMIT {{limit:UInt32}} {_SETTINGS}",  # noqa: S608
             {**parameters, "limit": limit, "start_ms": start_ms, "end_ms": newest_ms, "from_ms": oldest_ms},
         )
@@ -80,29 +80,34 @@ class Ledger:
         """One row by our id, or by the upstream's; None if there is none (yet)."""
         rows: Sequence[Row] = []
         if (time_ms := _time_ms(request_id)) is not None:
-            rows = await self._query(
+            rows = await self.query(
                 "SELECT * FROM usage FINAL WHERE request_id = {id:String}"
                 " AND time BETWEEN fromUnixTimestamp64Milli({from:Int64}) AND fromUnixTimestamp64Milli({to:Int64})",
                 {"id": request_id, "from": time_ms - _DAY_MS, "to": time_ms + _DAY_MS},
             )
         if not rows:
-            rows = await self._query(
+            rows = await self.query(
                 "SELECT * FROM usage FINAL WHERE upstream_request_id = {id:String} LIMIT 1", {"id": request_id}
             )
         return rows[0] if rows else None
 
-    async def entities(self, kind: str, account_id: str) -> list[Row]:
+    async def entities(self, kind: str, account_id: str, *, after: str = "", limit: int = 1_000_000) -> list[Row]:
         """The latest archived state of each entity of an account: a second or two behind the log of changes."""
-        return await self._query(
+        return await self.query(
             "SELECT entity_id, argMax(entity, sequence) AS entity FROM control FINAL"
-            " WHERE kind = {kind:String} AND account_id = {account_id:String} GROUP BY entity_id ORDER BY entity_id",
-            {"kind": kind, "account_id": account_id},
+            " WHERE kind = {kind:String} AND account_id = {account_id:String} AND entity_id > {after:String}"
+            " GROUP BY entity_id ORDER BY entity_id LIMIT {limit:UInt32}",
+            {"kind": kind, "account_id": account_id, "after": after, "limit": limit},
         )
+
+    async def credits(self, account_id: str, after: str, limit: int) -> list[Row]:
+        """Entries of an account, in the order they were made, those after an id."""
+        return await self.query(_CREDITS, {"account_id": account_id, "after": after, "limit": limit})
 
     async def answers(self) -> bool:
         """Whether ClickHouse answers now."""
         try:
-            await self._query("SELECT 1", {})
+            await self.query("SELECT 1", {})
         except Unavailable:
             return False
         return True
@@ -127,7 +132,8 @@ class Ledger:
         except (ClickHouseError, OSError) as error:
             raise _unavailable(error) from None
 
-    async def _query(self, sql: str, parameters: dict[str, Any]) -> list[Row]:
+    async def query(self, sql: str, parameters: dict[str, Any]) -> list[Row]:
+        """Rows of a statement, by column; whatever a caller has said is a parameter. Raises Unavailable."""
         result = await self._result(sql, parameters)
         return [dict(zip(result.column_names, row, strict=True)) for row in result.result_rows]
 
@@ -150,6 +156,12 @@ class Ledger:
             return self._client
 
 
+_CREDITS: Final = """
+SELECT * FROM credits FINAL WHERE account_id = {account_id:String}
+  AND (time, credit_id) > (SELECT max(time), max(credit_id) FROM credits FINAL
+    WHERE account_id = {account_id:String} AND credit_id = {after:String})
+ORDER BY time, credit_id LIMIT {limit:UInt32}
+"""
 def _unavailable(error: Exception) -> Unavailable:
     _log.warning("ClickHouse: %s", " ".join(str(error).split())[:500] or type(error).__name__)
     return Unavailable(_AWAY)

@@ -10,22 +10,28 @@ from services.admin.problems import CONTENT_TYPE, ProblemBody
 from services.admin.resource import Operation
 
 _REF: Final = "#/components/schemas/{name}"
-_PROBLEM_STATUSES: Final = ("400", "401", "404", "503")
-_PROBLEM_STATUSES_OF_CHANGES: Final = ("409", "413", "422")
+_STATUSES: Final = ("400", "404", "503")
+_STATUSES_OF_CALLERS: Final = ("401", "403")
+_STATUSES_OF_CHANGES: Final = ("409", "413", "422")
+_ETAG: Final = {"ETag": {"description": "Version of what is answered, for If-Match", "schema": {"type": "string"}}}
 
 
 def document(operations: Sequence[Operation], *, prefix: str) -> dict[str, Any]:
-    """The document; `prefix` stands before every path."""
-    types = [ProblemBody, *(one.answer for one in operations), *(one.body for one in operations if one.body)]
+    """The document; `prefix` stands before every path that is not the whole."""
+    types = [
+        ProblemBody,
+        *(one.answer for one in operations if one.answer),
+        *(one.body for one in operations if one.body),
+    ]
     _, schemas = msgspec.json.schema_components(types, ref_template=_REF)
     paths: dict[str, dict[str, Any]] = {}
     for operation in operations:
-        paths.setdefault(prefix + operation.path, {})[operation.method.lower()] = _operation(operation)
+        path = operation.path if operation.at_root else prefix + operation.path
+        paths.setdefault(path, {})[operation.method.lower()] = _operation(operation)
     return {
         "openapi": "3.1.0",
         "info": {"title": "Claude API relay: control plane", "version": "1"},
         "paths": paths,
-        "security": [{"token": []}],
         "components": {
             "schemas": schemas,
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
@@ -35,20 +41,32 @@ def document(operations: Sequence[Operation], *, prefix: str) -> dict[str, Any]:
 
 def _operation(operation: Operation) -> dict[str, Any]:
     problem = {"description": "Problem", "content": {CONTENT_TYPE: {"schema": _reference(ProblemBody)}}}
-    statuses = _PROBLEM_STATUSES + (_PROBLEM_STATUSES_OF_CHANGES if operation.method != "GET" else ())
+    statuses = set(_STATUSES) | (set(_STATUSES_OF_CHANGES) if operation.method != "GET" else set())
+    if operation.roles is not None:
+        statuses |= set(_STATUSES_OF_CALLERS)
+    if "If-Match" in operation.headers:
+        statuses.add("412")
     described: dict[str, Any] = {
         "summary": operation.summary,
-        "operationId": f"{operation.handler.__module__.rpartition('.')[2]}_{operation.handler.__name__}",
+        "operationId": operation.id,
         "parameters": [*_path_parameters(operation), *_other_parameters(operation)],
         "responses": {
-            str(operation.status): {"description": "Done", "content": _json(operation.answer)},
-            **dict.fromkeys(statuses, problem),
+            str(operation.status): {"description": "Done", "headers": _ETAG, "content": _content(operation)},
+            **dict.fromkeys(sorted(statuses), problem),
             "default": problem | {"description": "Any other failure, the relay's own included: always a problem"},
         },
+        "security": [] if operation.roles is None else [{"token": []}],
+        "x-roles": sorted(operation.roles or ()),
+        "x-scope": operation.scope,
     }
     if operation.body is not None:
         described["requestBody"] = {"required": True, "content": _json(operation.body)}
     return described
+
+
+def _content(operation: Operation) -> dict[str, Any]:
+    text = {media: {"schema": {"type": "string"}} for media in operation.media}
+    return (_json(operation.answer) if operation.answer is not None else {}) | text
 
 
 def _path_parameters(operation: Operation) -> list[dict[str, Any]]:
@@ -57,12 +75,20 @@ def _path_parameters(operation: Operation) -> list[dict[str, Any]]:
 
 
 def _other_parameters(operation: Operation) -> list[dict[str, Any]]:
-    places = {"query": operation.query, "header": operation.headers}
-    return [
-        {"name": name, "in": place, "description": meaning, "schema": {"type": "string"}}
-        for place, parameters in places.items()
-        for name, meaning in parameters.items()
+    text = {"type": "string"}
+    listed = {"type": "array", "items": text}
+    queries = [
+        {
+            "name": name, "in": "query", "description": meaning,
+            "schema": listed if name in operation.repeatable else text,
+        }
+        for name, meaning in operation.query.items()
+    ]  # fmt: skip
+    headers = [
+        {"name": name, "in": "header", "description": meaning, "schema": text}
+        for name, meaning in operation.headers.items()
     ]
+    return queries + headers
 
 
 def _json(kind: type) -> dict[str, Any]:

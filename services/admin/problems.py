@@ -3,11 +3,14 @@
 Problem                  status  title
 ├── BadInput             400     the request cannot be read
 ├── Unauthorized         401     no valid token
+├── Forbidden            403     not for this role
 ├── Missing              404     no such thing
 ├── WrongMethod          405     a known path, another method
 ├── Conflict             409     it has changed, or was done already
+├── PreconditionFailed   412     If-Match names another version
 ├── TooLarge             413     more than a request may hold
 ├── Unprocessable        422     readable, but not allowed
+├── TooMany              429     tried too often
 └── Unavailable          503     a store does not answer
 """
 
@@ -62,6 +65,13 @@ class Unauthorized(Problem):
     headers: ClassVar[dict[str, str]] = {"www-authenticate": "Bearer"}
 
 
+class Forbidden(Problem):
+    """Not for this role."""
+
+    status = 403
+    title = "Forbidden"
+
+
 class Missing(Problem):
     """No such thing."""
 
@@ -83,6 +93,13 @@ class Conflict(Problem):
     title = "Conflict"
 
 
+class PreconditionFailed(Problem):
+    """If-Match names another version."""
+
+    status = 412
+    title = "Precondition failed"
+
+
 class TooLarge(Problem):
     """More than a request may hold."""
 
@@ -95,6 +112,13 @@ class Unprocessable(Problem):
 
     status = 422
     title = "Unprocessable content"
+
+
+class TooMany(Problem):
+    """Tried too often."""
+
+    status = 429
+    title = "Too many requests"
 
 
 class Unavailable(Problem):

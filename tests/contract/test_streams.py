@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import nats.errors
 import pytest
 from nats.aio.client import Client
@@ -13,13 +14,14 @@ from nats.js.api import PubAck, StreamConfig
 from nats.js.client import JetStreamContext
 from nats.js.errors import APIError
 
-from libs.common import ids, streams, subjects
+from libs.common import events, ids, streams, subjects
 from libs.common.events import Account
 from libs.common.streams import StreamMissing
 from libs.localstack.process import free_port
 from libs.localstack.stores import start_nats
-from services.admin.control import Control
-from services.admin.problems import Conflict, Unavailable
+from services.admin.control import By, Control
+from services.admin.mirror import Mirror
+from services.admin.problems import Conflict, Unavailable, Unprocessable
 from tests.unit.accounting.samples import account
 from tests.unit.accounting.test_control import Applied
 
@@ -112,51 +114,108 @@ async def test_a_stream_that_is_not_there_is_an_error(broker: Client) -> None:
         await broker.jetstream().publish("control.account.x", b"", stream="NO_SUCH_STREAM")
 
 
+def by(reason: str) -> By:
+    return By(actor="test", address="", reason=reason)
+
+
+def control_over(broker: Client) -> Control:
+    return Control(broker, Applied(), Mirror(broker))  # type: ignore[arg-type]
+
+
 async def test_control_finds_and_puts(broker: Client) -> None:
-    control = Control(broker, Applied())  # type: ignore[arg-type]
+    control = control_over(broker)
     entity = account(ids.new_account_id())
     assert await control.find(type(entity), entity.id) is None
-    version = await control.put(entity, version=0, actor="test", reason="created")
-    assert await control.find(type(entity), entity.id) == (entity, version)
+    found = await control.put(entity, over=None, by=by("created"))
+    assert await control.find(type(entity), entity.id) == found
     with pytest.raises(Conflict):
-        await control.put(entity, version=0, actor="test", reason="again")
-    assert await control.put(entity, version=version, actor="test", reason="changed") > version
+        await control.put(entity, over=None, by=by("again"))
+    assert (await control.put(entity, over=found, by=by("changed"))).version > found.version
 
 
-class Deaf(JetStreamContext):
-    """A log that stores, and whose first acknowledgements get lost."""
+async def test_several_change_together_or_not_at_all(broker: Client) -> None:
+    control = control_over(broker)
+    one, two, three = (account(ids.new_account_id()) for _ in range(3))
+    found = await control.put_all([(one, None), (two, None)], by=by("created"))
+    assert [await control.find(Account, each.entity.id) for each in found] == found
+    with pytest.raises(Conflict):
+        await control.put_all([(three, None), (one, found[0]), (two, None)], by=by("the last one is late"))
+    assert await control.find(Account, three.id) is None
+    assert await control.find(Account, one.id) == found[0]
 
-    def __init__(self, jetstream: JetStreamContext, lost: int) -> None:
-        super().__init__(jetstream._nc, timeout=2)
+
+async def test_each_change_names_the_one_before(broker: Client) -> None:
+    control = control_over(broker)
+    entity = account(ids.new_account_id())
+    found = await control.put(entity, over=None, by=by("created"))
+    await control.put(entity, over=found, by=by("changed"))
+    jetstream, subject = broker.jetstream(), subjects.control_subject("account", entity.id)
+    last = await jetstream.get_last_msg(subjects.STREAM_CONTROL, subject)
+    first = await jetstream.get_msg(subjects.STREAM_CONTROL, found.version)
+    assert events.decode_control(last.data or b"").previous == events.payload_sha256(first.data or b"") != ""
+    assert events.decode_control(first.data or b"").previous == ""
+
+
+async def test_the_same_request_finds_what_it_has_made(broker: Client) -> None:
+    control = control_over(broker)
+    entity = account(ids.new_account_id())
+    assert await control.first(Account, entity.id, "r1") is None
+    made = msgspec.structs.replace(by("created"), request="r1")
+    found = await control.put(entity, over=None, by=made)
+    await control.put(msgspec.structs.replace(entity, name="new"), over=found, by=by("changed"))
+    assert await control.first(Account, entity.id, "r1") == entity
+    with pytest.raises(Unprocessable, match="another request"):
+        await control.first(Account, entity.id, "r2")
+
+
+class Deaf(Client):
+    """A connection over which all is stored, and whose first acknowledgements get lost."""
+
+    def __init__(self, broker: Client, lost: int) -> None:
+        self._real = broker
         self.lost = lost
 
-    async def publish(self, *sent: Any, **options: Any) -> PubAck:
-        try:
-            return await super().publish(*sent, **options)
-        finally:
+    def __getattribute__(self, name: str) -> Any:
+        own = ("_real", "lost", "request")
+        return object.__getattribute__(self, name) if name in own else getattr(self._real, name)
+
+    async def request(self, subject: str, *sent: Any, **options: Any) -> Any:
+        answer = await self._real.request(subject, *sent, **options)
+        if subject.startswith("control."):
             self.lost -= 1
             if self.lost >= 0:
                 raise nats.errors.TimeoutError
+        return answer
 
 
-async def test_a_change_whose_acknowledgement_is_lost_is_made_once(broker: Client) -> None:
-    control = Control(broker, Applied())  # type: ignore[arg-type]
-    entity = account(ids.new_account_id())
-    control._jetstream = Deaf(broker.jetstream(), lost=1)
-    version = await control.put(entity, version=0, actor="test", reason="created")
-    assert await control.find(type(entity), entity.id) == (entity, version)
-    control._jetstream = Deaf(broker.jetstream(), lost=1)
+@pytest.mark.parametrize("count", [1, 3])
+async def test_a_change_whose_acknowledgement_is_lost_is_made_once(broker: Client, count: int) -> None:
+    entities = [account(ids.new_account_id()) for _ in range(count)]
+    control = control_over(Deaf(broker, lost=1))
+    found = await control.put_all([(one, None) for one in entities], by=by("created"))
+    assert [await control.find(Account, one.id) for one in entities] == found
+    control = control_over(Deaf(broker, lost=1))
     with pytest.raises(Conflict):
-        await control.put(entity, version=version - 1, actor="test", reason="too late")
+        await control.put_all([(one, None) for one in entities], by=by("too late"))
 
 
 async def test_when_no_answer_comes_nobody_says_that_nothing_was_changed(broker: Client) -> None:
-    control = Control(broker, Applied())  # type: ignore[arg-type]
-    control._jetstream = Deaf(broker.jetstream(), lost=2)
+    control = control_over(Deaf(broker, lost=2))
     with pytest.raises(Unavailable, match="may have been made or not"):
-        await control.put(account(ids.new_account_id()), version=0, actor="test", reason="created")
-    nobody = Control(Client(), Applied())  # type: ignore[arg-type]
+        await control.put(account(ids.new_account_id()), over=None, by=by("created"))
+    nobody = control_over(Client())
     with pytest.raises(Unavailable, match="nothing was changed"):
-        await nobody.put(account(), version=0, actor="test", reason="")
+        await nobody.put(account(), over=None, by=by(""))
     with pytest.raises(Unavailable):
         await nobody.find(Account, "acct_1")
+
+
+async def test_a_stream_of_an_older_release_learns_to_take_batches(broker: Client) -> None:
+    jetstream = broker.jetstream()
+    config = (await jetstream.stream_info(subjects.STREAM_CONTROL)).config
+    config.allow_atomic = False
+    await jetstream.update_stream(config)
+    with pytest.raises(streams.StreamMissing, match="allow_atomic"):
+        await streams.check(jetstream)
+    await streams.create(jetstream, replicas=1, bytes_max=2**30)
+    await streams.check(jetstream)

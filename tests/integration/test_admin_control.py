@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 
 from libs.common import clock, ids, redisclient, sealing, streams
@@ -9,8 +10,9 @@ from libs.common.balances import Balances
 from libs.common.directory import Directory
 from libs.common.events import Account, Member, UpstreamCredential
 from libs.common.upstreams import Upstreams
-from services.admin.control import Control
-from services.admin.problems import Conflict
+from services.admin.control import By, Control, Found
+from services.admin.mirror import Mirror
+from services.admin.problems import Conflict, Unprocessable
 from tests.unit.admin.desk import MemoryControl
 
 pytestmark = pytest.mark.anyio
@@ -24,7 +26,7 @@ async def control(request: pytest.FixtureRequest, nats_url: str, redis_url: str)
     broker = await streams.connect(nats_url, name="test")
     redis = redisclient.connect(redis_url)
     await streams.create(broker.jetstream(), replicas=1, bytes_max=2**30)
-    yield Control(broker, Directory(redis, Balances(redis), Upstreams(redis)))
+    yield Control(broker, Directory(redis, Balances(redis), Upstreams(redis)), Mirror(broker))
     await redis.aclose()
     await broker.close()
 
@@ -43,36 +45,51 @@ def upstream(name: str) -> UpstreamCredential:
     )
 
 
+BY = By(actor="test", address="", reason="test")
+
+
 async def test_what_was_put_is_found(control: Control) -> None:
     first = member()
-    version = await control.put(first, version=0, actor="test", reason="created")
-    assert await control.find(Member, first.id) == (first, version)
+    found = await control.put(first, over=None, by=BY)
+    assert found.entity == first
+    assert await control.find(Member, first.id) == found
     assert await control.find(Account, ids.new_account_id()) is None
 
 
 async def test_a_change_needs_the_present_version(control: Control) -> None:
     first = member()
-    version = await control.put(first, version=0, actor="test", reason="created")
-    second = Member(**{name: getattr(first, name) for name in first.__struct_fields__} | {"name": "new"})
-    later = await control.put(second, version=version, actor="test", reason="changed")
-    for stale in (0, version):
+    found = await control.put(first, over=None, by=BY)
+    second = msgspec.structs.replace(first, name="new")
+    later = await control.put(second, over=found, by=BY)
+    stale: list[Found[Member] | None] = [None, found]
+    for one in stale:
         with pytest.raises(Conflict):
-            await control.put(first, version=stale, actor="test", reason="late")
-    assert await control.find(Member, first.id) == (second, later)
+            await control.put(first, over=one, by=BY)
+    assert await control.find(Member, first.id) == later
+
+
+async def test_all_or_none_and_the_first_state(control: Control) -> None:
+    one, two = member("one"), member("two")
+    by = msgspec.structs.replace(BY, request="r")
+    found = await control.put_all([(one, None), (two, None)], by=by)
+    with pytest.raises(Conflict):
+        await control.put_all([(member("three"), None), (one, None)], by=BY)
+    await control.put(msgspec.structs.replace(one, name="uno"), over=found[0], by=BY)
+    assert await control.first(Member, one.id, "r") == one
+    assert await control.first(Member, ids.new_member_id(), "r") is None
+    with pytest.raises(Unprocessable):
+        await control.first(Member, one.id, "another")
 
 
 async def test_all_of_a_kind_are_listed_as_they_are_now(control: Control) -> None:
     made = [upstream("a"), upstream("b"), upstream("c")]
-    for one in made:
-        await control.put(one, version=0, actor="test", reason="created")
-    found = await control.find(UpstreamCredential, made[1].id)
-    assert found is not None
-    values = {name: getattr(made[1], name) for name in made[1].__struct_fields__}
-    made[1] = UpstreamCredential(**values | {"name": "B"})
-    await control.put(made[1], version=found[1], actor="test", reason="changed")
-    await control.put(member(), version=0, actor="test", reason="created")
+    found = [await control.put(one, over=None, by=BY) for one in made]
+    made[1] = msgspec.structs.replace(made[1], name="B")
+    await control.put(made[1], over=found[1], by=BY)
+    await control.put(member(), over=None, by=BY)
     listed = await control.list_all(UpstreamCredential)
-    assert [one.id for one, _ in listed] == sorted(one.id for one, _ in listed)
-    assert [one for one, _ in listed if one in made] == sorted(made, key=lambda one: one.id)
-    for one, version in listed:
-        assert await control.find(UpstreamCredential, one.id) == (one, version)
+    names = [one.entity.id for one in listed]
+    assert names == sorted(names)
+    assert [one.entity for one in listed if one.entity in made] == sorted(made, key=lambda one: one.id)
+    for one in listed:
+        assert await control.find(UpstreamCredential, one.entity.id) == one

@@ -53,6 +53,9 @@ if change ~= 0 then
       used[3][1], used[3][2]))
   end
 end
+if KEYS[6] and tonumber(ARGV[6]) > tonumber(redis.call('HGET', KEYS[6], 'last_used') or '0') then
+  redis.call('HSET', KEYS[6], 'last_used', ARGV[6])
+end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2] .. ':' .. ARGV[3])
 redis.call('EXPIRE', KEYS[1], ARGV[4])
 return {'APPLIED', previous}

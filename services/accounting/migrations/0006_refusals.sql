@@ -1,4 +1,5 @@
--- What was refused before it became a request: counts of a minute, each gateway's own. A larger count replaces a smaller one.
+-- Requests that were refused, as each gateway process has counted them, minute by minute. A count that is told again replaces the
+-- one before: it only grows. The row says whose key it was in that minute.
 CREATE TABLE IF NOT EXISTS refusals {on_cluster}
 (
     account_id String,

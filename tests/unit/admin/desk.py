@@ -7,19 +7,23 @@ from typing import Any, Final, Self
 
 import msgspec
 from jsonschema import Draft202012Validator
-from starlette.requests import Request
+from nats.aio.client import Client
 
 from libs.common import events, redisclient
 from libs.common.balances import Balances
-from libs.common.events import ControlChanged, Entity
+from libs.common.events import ControlChanged
 from libs.common.sealing import Sealer
 from libs.common.upstreams import Shared, Upstreams
 from services.admin import openapi
+from services.admin.access import Principal
 from services.admin.app import OPERATIONS, PREFIX
-from services.admin.control import Control
+from services.admin.control import By, Control, Found, Put
 from services.admin.ledger import Ledger, Row
-from services.admin.problems import Conflict, Problem
-from services.admin.resource import Context, Operation
+from services.admin.mirror import Mirror
+from services.admin.passwords import Passwords
+from services.admin.problems import Conflict, Problem, Unprocessable
+from services.admin.resource import Call, Context, Operation
+from services.admin.sessions import Sessions
 
 DOCUMENT: Final[dict[str, Any]] = openapi.document(OPERATIONS, prefix=PREFIX)
 NOBODY: Final = "redis://127.0.0.1:1/0"
@@ -30,26 +34,53 @@ class MemoryControl(Control):
 
     def __init__(self) -> None:
         self.log: list[bytes] = []
+        self.mirror = Mirror(Client())
+        self.mirror.whole.set()
 
-    async def find(self, kind: type[Any], entity_id: str) -> tuple[Any, int] | None:
-        latest = {event.entity.id: (event.entity, version) for version, event in self._read()}
-        found = latest.get(entity_id)
-        assert found is None or isinstance(found[0], kind)
+    async def find(self, kind: type[Any], entity_id: str) -> Found[Any] | None:
+        found = self._latest().get(entity_id)
+        assert found is None or isinstance(found.entity, kind)
         return found
 
-    async def list_all(self, kind: type[Any]) -> list[tuple[Any, int]]:
-        latest = {event.entity.id: (event.entity, version) for version, event in self._read()}
-        return [latest[name] for name in sorted(latest) if isinstance(latest[name][0], kind)]
+    async def first(self, kind: type[Any], entity_id: str, request: str) -> Any | None:
+        for payload in self.log:
+            event = events.decode_control(payload)
+            if event.entity.id == entity_id:
+                if event.request != request:
+                    raise Unprocessable("This Idempotency-Key was used for another request.")
+                return event.entity
+        return None
 
-    async def put(self, entity: Entity, *, version: int, actor: str, reason: str) -> int:
-        found = await self.find(type(entity), entity.id)
-        if (found[1] if found else 0) != version:
-            raise Conflict("It was changed by somebody else in the meantime; read it again.")
-        self.log.append(events.encode_control(ControlChanged(entity=entity, actor=actor, reason=reason, at_ms=1)))
-        return len(self.log)
+    async def list_all(self, kind: type[Any]) -> list[Found[Any]]:
+        return [one for _, one in sorted(self._latest().items()) if isinstance(one.entity, kind)]
 
-    def _read(self) -> list[tuple[int, ControlChanged]]:
-        return [(number, events.decode_control(payload)) for number, payload in enumerate(self.log, 1)]
+    async def put_all(self, puts: Sequence[Put], *, by: By) -> list[Found[Any]]:
+        latest = self._latest()
+        for entity, over in puts:
+            stands = latest.get(entity.id)
+            if (stands.version if stands else 0) != (over.version if over else 0):
+                raise Conflict("It was changed by somebody else in the meantime; read it again.")
+        for entity, over in puts:
+            change = ControlChanged(
+                entity=entity,
+                actor=by.actor,
+                reason=by.reason,
+                at_ms=1,
+                address=by.address,
+                request=by.request,
+                previous=over.sha256 if over else "",
+            )
+            self.log.append(events.encode_control(change))
+            self.mirror.take(self.log[-1], len(self.log))
+        latest = self._latest()
+        return [latest[entity.id] for entity, _ in puts]
+
+    def _latest(self) -> dict[str, Found[Any]]:
+        found = {}
+        for number, payload in enumerate(self.log, 1):
+            entity = events.decode_control(payload).entity
+            found[entity.id] = Found(entity, number, events.payload_sha256(payload))
+        return found
 
 
 class MemoryLedger(Ledger):
@@ -58,9 +89,9 @@ class MemoryLedger(Ledger):
     def __init__(self, control: MemoryControl) -> None:
         self._control = control
 
-    async def entities(self, kind: str, account_id: str) -> list[Row]:
-        latest = {event.entity.id: event.entity for _, event in self._control._read()}
-        found = [one for one in latest.values() if getattr(one, "account_id", "") == account_id]
+    async def entities(self, kind: str, account_id: str, *, after: str = "", limit: int = 1_000_000) -> list[Row]:
+        found = [one.entity for one in self._control._latest().values()]
+        found = [one for one in found if getattr(one, "account_id", "") == account_id]
         encoded = [(one.id, msgspec.json.encode(one).decode()) for one in found]
         return [{"entity_id": name, "entity": text} for name, text in encoded if json.loads(text)["type"] == kind]
 
@@ -97,7 +128,10 @@ class Desk:
             balances=Balances(redisclient.connect(NOBODY)),
             sealer=Sealer(",".join(secrets_keys)),
             pool=pool,
-            admin_token="",
+            mirror=control.mirror,
+            passwords=Passwords(),
+            sessions=Sessions(redisclient.connect(NOBODY)),
+            public_url="http://admin",
         )
         return cls(context, control, pool)
 
@@ -105,7 +139,7 @@ class Desk:
         """Status and answer, the latter as the document says."""
         operation, parameters = _operation(method, path)
         try:
-            answer = await operation.handler(self.context, _request(method, path, parameters, body))
+            answer = await operation.handler(self.context, _call(operation, path, parameters, body))
         except Problem as problem:
             return problem.status, json.loads(bytes(problem.response().body))
         value = json.loads(bytes(answer.body))
@@ -141,12 +175,12 @@ def _operation(method: str, path: str) -> tuple[Operation, dict[str, str]]:
     raise AssertionError(f"there is no {method} {path}")
 
 
-def _request(method: str, path: str, parameters: dict[str, str], body: Any) -> Request:
+def _call(operation: Operation, path: str, parameters: dict[str, str], body: Any) -> Call:
     payload = b"" if body is None else msgspec.json.encode(body)
     messages = [{"type": "http.request", "body": payload, "more_body": False}]
     scope = {
         "type": "http",
-        "method": method,
+        "method": operation.method,
         "path": path,
         "path_params": parameters,
         "query_string": b"",
@@ -156,4 +190,4 @@ def _request(method: str, path: str, parameters: dict[str, str], body: Any) -> R
     async def receive() -> Any:
         return messages.pop(0)
 
-    return Request(scope, receive)
+    return Call(scope, receive, Principal(actor="test", role="operator:owner"), operation.id)

@@ -39,7 +39,7 @@ async def test_a_default_is_not_stored_so_that_it_may_change(desk: Desk) -> None
     await desk.done("PATCH", f"/accounts/{account_id}", {"limits": {"rpm": 5}})
     await desk.done("PATCH", f"/accounts/{account_id}", {"limits": {"rpm": None}})
     found = await desk.control.find(Account, account_id)
-    assert found is not None and found[0].limits.rpm is None
+    assert found is not None and found.entity.limits.rpm is None
 
 
 @pytest.mark.parametrize("name", ["UTC", "America/Argentina/Buenos_Aires", "Etc/GMT+5", "Europe/Kyiv"])

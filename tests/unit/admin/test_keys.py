@@ -75,8 +75,8 @@ async def test_what_is_stored_is_what_admission_compares(desk: Desk) -> None:
         desk, account_id, ip_allowlist=["::ffff:10.0.0.0/104", "192.0.2.1/32", "192.0.2.1", "10.0.0.0/255.0.0.0"]
     )
     found = await desk.control.find(ApiKey, created["id"])
-    assert found is not None and found[0].ip_allowlist == ("10.0.0.0/8", "192.0.2.1")
-    assert (found[0].member_id, found[0].expires_at_ms) == ("", None)
+    assert found is not None and found.entity.ip_allowlist == ("10.0.0.0/8", "192.0.2.1")
+    assert (found.entity.member_id, found.entity.expires_at_ms) == ("", None)
 
 
 async def test_a_key_goes_from_one_member_to_another_and_back(desk: Desk) -> None:

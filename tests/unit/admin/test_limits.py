@@ -7,9 +7,9 @@ import pytest
 from msgspec import UNSET
 
 from libs.common.limits import ACCOUNT_DEFAULTS, Limits
-from services.admin import limits
-from services.admin.limits import LimitsChange, LimitsView
 from services.admin.problems import Unprocessable
+from services.admin.resources import limits
+from services.admin.resources.limits import LimitsChange, LimitsView
 
 
 def change(**fields: Any) -> LimitsChange:

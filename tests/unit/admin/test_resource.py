@@ -7,11 +7,9 @@ import pytest
 from starlette.requests import Request
 
 from libs.common import ids
-from services.admin.accounts import NewAccount
-from services.admin.problems import BadInput, TooLarge, Unauthorized
-from services.admin.resource import BODY_BYTES_MAX, TEXT, authorize, check_query, is_id, read, respond
-
-TOKEN = "operator-token-0123"
+from services.admin.problems import BadInput, TooLarge
+from services.admin.resource import BODY_BYTES_MAX, TEXT, check_query, is_id, read, respond
+from services.admin.resources.accounts import NewAccount
 
 
 def request(*, headers: dict[str, bytes] | None = None, query: bytes = b"", pieces: tuple[bytes, ...] = ()) -> Request:
@@ -64,29 +62,6 @@ def test_names_nobody_writes(text: str) -> None:
     with pytest.raises(msgspec.ValidationError):
         msgspec.json.decode(msgspec.json.encode({"name": text}), type=NewAccount)
     assert TEXT.startswith("^")
-
-
-def test_the_token() -> None:
-    authorize(request(headers={"authorization": f"Bearer {TOKEN}".encode()}), TOKEN)
-    authorize(request(headers={"authorization": f"bEARER  {TOKEN}\t".encode()}), TOKEN)
-
-
-@pytest.mark.parametrize(
-    "header",
-    [
-        None,
-        b"",
-        b"Bearer",
-        b"Bearer ",
-        TOKEN.encode(),
-        b"Basic x",
-        b"Bearer \xff",
-        f"Bearer {TOKEN}\xa0".encode("latin-1"),
-    ],
-)
-def test_tokens_that_are_none(header: bytes | None) -> None:
-    with pytest.raises(Unauthorized):
-        authorize(request(headers={} if header is None else {"authorization": header}), TOKEN)
 
 
 def test_query_parameters() -> None:

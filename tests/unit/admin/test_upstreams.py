@@ -24,7 +24,7 @@ async def new_upstream(desk: Desk, **fields: Any) -> dict[str, Any]:
 async def stored(desk: Desk, upstream_id: str) -> UpstreamCredential:
     found = await desk.control.find(UpstreamCredential, upstream_id)
     assert found is not None
-    credential: UpstreamCredential = found[0]
+    credential: UpstreamCredential = found.entity
     return credential
 
 
@@ -100,7 +100,7 @@ async def test_the_breaker_is_that_of_the_present_version(desk: Desk) -> None:
     found = await desk.control.find(UpstreamCredential, made["id"])
     assert found is not None
     opened = Breaker(kind="auth", opens=1, since_ms=1_700_000_000_000, until_ms=1_700_000_030_000)
-    name = Name(made["id"], str(found[1]))
+    name = Name(made["id"], str(found.version))
     times = {"reason": "auth", "since": "2023-11-14T22:13:20.000Z", "until": "2023-11-14T22:13:50.000Z"}
     for now_ms, state in ((opened.until_ms - 1, "open"), (opened.until_ms, "half_open")):
         desk.pool.shared = Shared(now_ms, [], {name: opened})

@@ -8,16 +8,33 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
-from starlette.requests import Request
 from starlette.responses import Response
 
 from libs.common import clock, ids
 from libs.common.events import Account
 from libs.common.limits import ACCOUNT_DEFAULTS, Limits
-from services.admin import limits
-from services.admin.limits import LimitsChange, LimitsView
+from services.admin.access import EVERYBODY, LEADERS, MONEY, OPERATORS, SUPPORT
+from services.admin.control import Found
 from services.admin.problems import Missing, Unprocessable
-from services.admin.resource import ACTOR, Context, Name, Operation, given, is_id, read, respond, time_of
+from services.admin.resource import (
+    MATCHED,
+    PAGING,
+    Call,
+    Context,
+    Name,
+    Operation,
+    Reason,
+    check_match,
+    forbid,
+    given,
+    is_id,
+    page,
+    read,
+    respond,
+    time_of,
+)
+from services.admin.resources import limits
+from services.admin.resources.limits import LimitsChange, LimitsView
 
 _MULTIPLIER: Final = re.compile(r"100(\.0{1,6})?|[0-9]{1,2}(\.[0-9]{1,6})?")
 Multiplier = Annotated[str, msgspec.Meta(extra_json_schema={"pattern": f"^({_MULTIPLIER.pattern})$"})]
@@ -45,6 +62,8 @@ class AccountChange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Decimal string from "0" to "100" with at most six decimals; "1" passes public prices through one to one."""
     time_zone: str | UnsetType = UNSET
     limits: LimitsChange | UnsetType = UNSET
+    reason: Reason | UnsetType = UNSET
+    """For the audit log."""
 
 
 class AccountView(msgspec.Struct, kw_only=True):
@@ -60,17 +79,24 @@ class AccountView(msgspec.Struct, kw_only=True):
     created_at: str
 
 
-async def find_account(context: Context, account_id: str) -> tuple[Account, int]:
-    """An account and its version. Raises Missing."""
-    found = await context.control.find(Account, account_id) if is_id("acct", account_id) else None
-    if found is None:
+class AccountPage(msgspec.Struct):
+    """In the order they were made."""
+
+    data: list[AccountView]
+    next_cursor: str | None
+
+
+async def find_account(context: Context, account_id: str) -> Found[Account]:
+    """An account. Raises Missing."""
+    one = await context.control.find(Account, account_id) if is_id("acct", account_id) else None
+    if one is None:
         raise Missing("There is no such account.")
-    return found
+    return one
 
 
-async def create(context: Context, request: Request) -> Response:
+async def create(context: Context, call: Call) -> Response:
     """POST /accounts."""
-    body = await read(request, NewAccount)
+    body = await read(call, NewAccount)
     account = Account(
         id=ids.new_account_id(),
         name=body.name,
@@ -78,28 +104,52 @@ async def create(context: Context, request: Request) -> Response:
         time_zone=_time_zone(body.time_zone),
         limits=limits.changed(Limits(), body.limits),
     )
-    await context.control.put(account, version=0, actor=ACTOR, reason="created")
-    return respond(_view(account), 201)
+    one = await context.control.put(account, over=None, by=call.by("created"))
+    return respond(_view(account), 201, version=one.version)
 
 
-async def show(context: Context, request: Request) -> Response:
+async def list_all(context: Context, call: Call) -> Response:
+    """GET /accounts."""
+    wanted = call.query_params.get("name", "").casefold()
+    accounts = [one for one in context.mirror.all(Account) if wanted in one.name.casefold()]
+    shown, following = page(call, accounts, lambda one: one.id)
+    return respond(AccountPage([_view(one) for one in shown], following))
+
+
+async def show(context: Context, call: Call) -> Response:
     """GET /accounts/{account_id}."""
-    account, _ = await find_account(context, request.path_params["account_id"])
-    return respond(_view(account))
+    one = await find_account(context, call.account_id)
+    return respond(_view(one.entity), version=one.version)
 
 
-async def change(context: Context, request: Request) -> Response:
+async def change(context: Context, call: Call) -> Response:
     """PATCH /accounts/{account_id}."""
-    body = await read(request, AccountChange)
-    account, version = await find_account(context, request.path_params["account_id"])
+    body = await read(call, AccountChange)
+    _check_may(call, body)
+    one = await find_account(context, call.account_id)
+    check_match(call, one)
     fields = given(body, "name", "status", "on_disconnect")
     if body.multiplier is not UNSET:
         fields["multiplier_ppm"] = _ppm(body.multiplier)
     if body.time_zone is not UNSET:
         fields["time_zone"] = _time_zone(body.time_zone)
-    changed = msgspec.structs.replace(account, limits=limits.changed(account.limits, body.limits), **fields)
-    await context.control.put(changed, version=version, actor=ACTOR, reason="changed")
-    return respond(_view(changed))
+    changed = msgspec.structs.replace(one.entity, limits=limits.changed(one.entity.limits, body.limits), **fields)
+    put = await context.control.put(changed, over=one, by=call.by(given(body, "reason").get("reason", "changed")))
+    return respond(_view(changed), version=put.version)
+
+
+def _check_may(call: Call, body: AccountChange) -> None:
+    """Money is for those who answer for it; what an account may use is for the operator to say."""
+    role = call.principal.role
+    forbid(
+        body.multiplier is not UNSET and role not in MONEY,
+        "multiplier: only an operator with the role owner or finance changes prices.",
+    )
+    for name in ("status", "limits"):
+        forbid(
+            getattr(body, name) is not UNSET and role not in SUPPORT,
+            f"{name}: only an operator with the role owner or support changes it. Limits of members and keys are yours to set.",
+        )
 
 
 def _ppm(multiplier: str) -> int:
@@ -136,13 +186,18 @@ def _view(account: Account) -> AccountView:
 OPERATIONS = (
     Operation(
         method="POST", path="/accounts", handler=create, summary="Create an account", body=NewAccount,
-        answer=AccountView, status=201,
+        answer=AccountView, status=201, roles=SUPPORT, scope="accounts:write",
     ),
     Operation(
-        method="GET", path="/accounts/{account_id}", handler=show, summary="Show an account", answer=AccountView
+        method="GET", path="/accounts", handler=list_all, summary="List accounts", answer=AccountPage,
+        query={"name": "a part of the name", **PAGING}, roles=OPERATORS, scope="accounts:read",
     ),
     Operation(
-        method="PATCH", path="/accounts/{account_id}", handler=change, summary="Change an account",
-        body=AccountChange, answer=AccountView,
+        method="GET", path="/accounts/{account_id}", handler=show, summary="Show an account", answer=AccountView,
+        roles=EVERYBODY, scope="accounts:read",
+    ),
+    Operation(
+        method="PATCH", path="/accounts/{account_id}", handler=change, summary="Change an account", headers=MATCHED,
+        body=AccountChange, answer=AccountView, roles=SUPPORT | MONEY | LEADERS, scope="accounts:write",
     ),
 )  # fmt: skip

@@ -3,14 +3,14 @@
 from typing import Final
 
 import msgspec
-from starlette.requests import Request
 from starlette.responses import Response
 
 from libs.common import money
 from libs.common.scripts import StoreUnavailable
-from services.admin.accounts import find_account
+from services.admin.access import OPERATORS, PAYERS
 from services.admin.problems import Unavailable
-from services.admin.resource import Context, Operation, is_id, respond
+from services.admin.resource import Call, Context, Operation, is_id, respond
+from services.admin.resources.accounts import find_account
 
 _AWAY: Final = "The balance cannot be read right now. Try again."
 
@@ -24,9 +24,9 @@ class BalanceView(msgspec.Struct, kw_only=True):
     granted_usd: str
 
 
-async def show(context: Context, request: Request) -> Response:
+async def show(context: Context, call: Call) -> Response:
     """GET /accounts/{account_id}/balance."""
-    account_id = request.path_params["account_id"]
+    account_id = call.account_id
     try:
         balance = await context.balances.read(account_id) if is_id("acct", account_id) else None
     except StoreUnavailable:
@@ -46,7 +46,7 @@ async def show(context: Context, request: Request) -> Response:
 
 OPERATIONS = (
     Operation(
-        method="GET", path="/accounts/{account_id}/balance", handler=show, summary="Show a balance",
-        answer=BalanceView,
+        method="GET", path="/accounts/{account_id}/balance", handler=show, summary="Show a balance", answer=BalanceView,
+        roles=OPERATORS | PAYERS, scope="money:read",
     ),
 )  # fmt: skip

@@ -7,7 +7,6 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
-from starlette.requests import Request
 from starlette.responses import Response
 
 from libs.common import clock, ids
@@ -18,9 +17,23 @@ from libs.common.scripts import StoreUnavailable
 from libs.common.sealing import CannotOpen, SecretsKeyMissing, UpstreamSecret
 from libs.common.upstreams import Kind, Shared, State
 from services.admin import urls
-from services.admin.accounts import find_account
+from services.admin.access import OPERATOR_OWNER, OPERATORS
+from services.admin.control import Found
 from services.admin.problems import Conflict, Missing, Unprocessable
-from services.admin.resource import ACTOR, Context, Name, Operation, given, is_id, read, respond, time_of
+from services.admin.resource import (
+    MATCHED,
+    Call,
+    Context,
+    Name,
+    Operation,
+    check_match,
+    given,
+    is_id,
+    read,
+    respond,
+    time_of,
+)
+from services.admin.resources.accounts import find_account
 
 _log: Final = logging.getLogger("relay.upstreams")
 _API_KEY: Final = re.compile(r"[!-~]{16,500}")
@@ -109,9 +122,9 @@ class UpstreamList(msgspec.Struct):
     data: list[UpstreamView]
 
 
-async def create(context: Context, request: Request) -> Response:
+async def create(context: Context, call: Call) -> Response:
     """POST /upstreams."""
-    body = await read(request, NewUpstream)
+    body = await read(call, NewUpstream)
     upstream_id = ids.new_upstream_id()
     secret = UpstreamSecret(api_key=_api_key(body.api_key), proxy_url=_proxy_url(body.proxy_url))
     credential = UpstreamCredential(
@@ -125,46 +138,50 @@ async def create(context: Context, request: Request) -> Response:
         in_flight_max=body.in_flight_max,
         account_id=await _account_id(context, body.account_id),
     )
-    version = await context.control.put(credential, version=0, actor=ACTOR, reason="created")
-    return respond(await _view(context, credential, version), 201)
+    one = await context.control.put(credential, over=None, by=call.by("created"))
+    return respond(await _view(context, one), 201, version=one.version)
 
 
-async def list_all(context: Context, request: Request) -> Response:
+async def list_all(context: Context, call: Call) -> Response:
     """GET /upstreams; from the log of changes itself, so that it is never behind."""
     return respond(UpstreamList(await _views(context, await context.control.list_all(UpstreamCredential))))
 
 
-async def show(context: Context, request: Request) -> Response:
+async def show(context: Context, call: Call) -> Response:
     """GET /upstreams/{upstream_id}."""
-    return respond(await _view(context, *await _find(context, request)))
+    one = await _find(context, call)
+    return respond(await _view(context, one), version=one.version)
 
 
-async def change(context: Context, request: Request) -> Response:
+async def change(context: Context, call: Call) -> Response:
     """PATCH /upstreams/{upstream_id}: on every gateway a second later. Its breaker is closed by it."""
-    body = await read(request, UpstreamChange)
-    credential, version = await _find(context, request)
+    body = await read(call, UpstreamChange)
+    one = await _find(context, call)
+    check_match(call, one)
+    credential = one.entity
     fields = given(body, "name", "status", "weight", "in_flight_max")
     if body.base_url is not UNSET:
         fields["base_url"] = urls.base_url(body.base_url)
     if body.account_id is not UNSET:
         fields["account_id"] = await _account_id(context, body.account_id)
     changed = msgspec.structs.replace(credential, **fields, **_new_secret(context, credential, body))
-    version = await context.control.put(changed, version=version, actor=ACTOR, reason="changed")
-    return respond(await _view(context, changed, version))
+    put = await context.control.put(changed, over=one, by=call.by("changed"))
+    return respond(await _view(context, put), version=put.version)
 
 
-async def delete(context: Context, request: Request) -> Response:
+async def delete(context: Context, call: Call) -> Response:
     """DELETE /upstreams/{upstream_id}: for good."""
-    credential, version = await _find(context, request)
-    deleted = msgspec.structs.replace(credential, status="deleted")
-    version = await context.control.put(deleted, version=version, actor=ACTOR, reason="deleted")
-    return respond(await _view(context, deleted, version))
+    one = await _find(context, call)
+    check_match(call, one)
+    deleted = msgspec.structs.replace(one.entity, status="deleted")
+    put = await context.control.put(deleted, over=one, by=call.by("deleted"))
+    return respond(await _view(context, put), version=put.version)
 
 
-async def _find(context: Context, request: Request) -> tuple[UpstreamCredential, int]:
-    upstream_id = request.path_params["upstream_id"]
+async def _find(context: Context, call: Call) -> Found[UpstreamCredential]:
+    upstream_id = call.path_params["upstream_id"]
     found = await context.control.find(UpstreamCredential, upstream_id) if is_id("upst", upstream_id) else None
-    if found is None or found[0].status == "deleted":
+    if found is None or found.entity.status == "deleted":
         raise Missing("There is no such upstream.")
     return found
 
@@ -226,13 +243,14 @@ def _api_key(text: str) -> str:
     return text
 
 
-async def _view(context: Context, credential: UpstreamCredential, version: int) -> UpstreamView:
-    (view,) = await _views(context, [(credential, version)])
+async def _view(context: Context, one: Found[UpstreamCredential]) -> UpstreamView:
+    (view,) = await _views(context, [one])
     return view
 
 
-async def _views(context: Context, found: Sequence[tuple[UpstreamCredential, int]]) -> list[UpstreamView]:
-    capped = [one.id for one, _ in found if one.in_flight_max is not None and one.status != "deleted"]
+async def _views(context: Context, found: Sequence[Found[UpstreamCredential]]) -> list[UpstreamView]:
+    credentials = [one.entity for one in found]
+    capped = [one.id for one in credentials if one.in_flight_max is not None and one.status != "deleted"]
     shared, in_flight = None, {}
     try:
         shared = await context.pool.read_all()
@@ -240,8 +258,13 @@ async def _views(context: Context, found: Sequence[tuple[UpstreamCredential, int
     except StoreUnavailable as error:
         _log.warning("Redis does not tell of the upstreams: %s", error)
     return [
-        _shown(one, _open(context, one), _breaker(one, version, shared), in_flight.get(one.id))
-        for one, version in found
+        _shown(
+            one.entity,
+            _open(context, one.entity),
+            _breaker(one.entity, one.version, shared),
+            in_flight.get(one.entity.id),
+        )
+        for one in found
     ]
 
 
@@ -284,17 +307,20 @@ _ONE: Final = "/upstreams/{upstream_id}"
 OPERATIONS = (
     Operation(
         method="POST", path="/upstreams", handler=create, summary="Create an upstream credential", body=NewUpstream,
-        answer=UpstreamView, status=201,
+        answer=UpstreamView, status=201, roles=OPERATOR_OWNER, scope="upstreams:write",
     ),
     Operation(
-        method="GET", path="/upstreams", handler=list_all, summary="List upstream credentials", answer=UpstreamList
+        method="GET", path="/upstreams", handler=list_all, summary="List upstream credentials", answer=UpstreamList,
+        roles=OPERATORS, scope="upstreams:read",
     ),
-    Operation(method="GET", path=_ONE, handler=show, summary="Show an upstream credential", answer=UpstreamView),
+    Operation(method="GET", path=_ONE, handler=show, summary="Show an upstream credential", answer=UpstreamView,
+        roles=OPERATORS, scope="upstreams:read"),
     Operation(
         method="PATCH", path=_ONE, handler=change, summary="Change an upstream credential", body=UpstreamChange,
-        answer=UpstreamView,
+        answer=UpstreamView, headers=MATCHED, roles=OPERATOR_OWNER, scope="upstreams:write",
     ),
     Operation(
-        method="DELETE", path=_ONE, handler=delete, summary="Delete an upstream credential", answer=UpstreamView
+        method="DELETE", path=_ONE, handler=delete, summary="Delete an upstream credential", answer=UpstreamView,
+        headers=MATCHED, roles=OPERATOR_OWNER, scope="upstreams:write",
     ),
 )  # fmt: skip

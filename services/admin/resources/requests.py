@@ -2,26 +2,33 @@
 
 import base64
 import re
-from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, Final
 
 import msgspec
-from starlette.requests import Request
 from starlette.responses import Response
 
 from libs.common import ids, money
+from services.admin.access import EVERYBODY, OPERATORS
 from services.admin.ledger import Row
 from services.admin.problems import BadInput, Missing
-from services.admin.resource import Context, Operation, is_id, respond, time_of
+from services.admin.resource import (
+    PAGING,
+    Call,
+    Context,
+    Operation,
+    encode_cursor,
+    is_id,
+    page_limit,
+    respond,
+    time_of,
+)
+from services.admin.resources.times import bounded_ms, query_ms
 
-_LIMIT_DEFAULT: Final = 100
-_LIMIT_MAX: Final = 1000
+_WORD_CHARS_MAX: Final = 200
 _ANY_ID: Final = re.compile(r"[A-Za-z0-9_.:-]{1,128}", re.ASCII)
-_TIME_MS_MAX: Final = 4_102_444_800_000  # 2100-01-01
 _ATTOS_PER_USD: Final = 10**18
 _MTOK: Final = 10**6
-_EPOCH: Final = datetime.fromtimestamp(0, UTC)
 
 
 class LineView(msgspec.Struct, kw_only=True, rename={"price_class": "class"}):
@@ -102,34 +109,48 @@ class RequestPage(msgspec.Struct):
     next_cursor: str | None
 
 
-async def list_page(context: Context, request: Request) -> Response:
-    """GET /requests."""
-    query = request.query_params
+async def list_page(context: Context, call: Call) -> Response:
+    """GET /requests, GET /accounts/{account_id}/requests."""
+    query = call.query_params
     filters: dict[str, Any] = {}
-    for name, prefix in (("account_id", "acct"), ("key_id", "key")):
+    for name, prefix in (("account_id", "acct"), ("key_id", "key"), ("member_id", "memb")):
         if name in query:
             if not is_id(prefix, query[name]):
                 raise BadInput(f"{name} must be an id such as {prefix}_ and 32 hex digits.")
             filters[name] = query[name]
+    for name in ("model", "outcome", "client"):
+        if name in query:
+            filters[name] = query[name][:_WORD_CHARS_MAX]
+    filters |= _bounds_of(call)
     for name in ("from", "to"):
         if name in query:
-            filters[f"{name}_ms"] = _time_ms(name, query[name])
+            filters[f"{name}_ms"] = query_ms(name, query[name])
     if "cursor" in query:
         filters["before_ms"], filters["before_id"] = _cursor(query["cursor"])
-    limit = _limit(query.get("limit", str(_LIMIT_DEFAULT)))
+    limit = page_limit(call)
     rows = await context.ledger.requests(filters, limit + 1)
     views = [_view(row) for row in rows[:limit]]
     more = len(rows) > limit
-    return respond(RequestPage(views, _encode_cursor(views[-1].request_id) if more else None))
+    return respond(RequestPage(views, encode_cursor(views[-1].request_id) if more else None))
 
 
-async def show(context: Context, request: Request) -> Response:
+async def show(context: Context, call: Call) -> Response:
     """GET /requests/{request_id}: by our id, or by the upstream's."""
-    request_id = request.path_params["request_id"]
+    request_id = str(call.path_params["request_id"])
     row = await context.ledger.request(request_id) if _ANY_ID.fullmatch(request_id) else None
-    if row is None:
+    bounds = _bounds_of(call)
+    if row is None or any(row[name] != value for name, value in bounds.items()):
         raise Missing("There is no such request in the ledger (a request stands there a moment after its end).")
     return respond(_view(row))
+
+
+def _bounds_of(call: Call) -> dict[str, str]:
+    """What bounds the caller, whatever he asks for."""
+    account_id = call.account_id or call.principal.account_id
+    bounds = {"account_id": account_id} if account_id else {}
+    if call.principal.only_member_id:
+        bounds["member_id"] = call.principal.only_member_id
+    return bounds
 
 
 def _view(row: Row) -> RequestView:
@@ -191,58 +212,41 @@ def _usd_per_mtok(attos: int) -> str:
     return f"{whole}.{fraction.ljust(2, '0')}"
 
 
-def _time_ms(name: str, text: str) -> int:
-    """RFC 3339, a date (midnight UTC), or Unix milliseconds."""
-    if text.isascii() and text.isdigit() and len(text) <= 14 and len(text) != 8:
-        return _bounded_ms(name, int(text))
-    try:
-        time = datetime.fromisoformat(text)
-    except ValueError:
-        raise BadInput(
-            f"{name} must be a time such as 2026-11-23T20:00:00Z, a date, or Unix milliseconds (a + in a URL is %2B)."
-        ) from None
-    since_epoch = (time if time.tzinfo else time.replace(tzinfo=UTC)) - _EPOCH
-    return _bounded_ms(name, since_epoch // timedelta(milliseconds=1))
-
-
-def _bounded_ms(name: str, time_ms: int) -> int:
-    if not 0 <= time_ms < _TIME_MS_MAX:
-        raise BadInput(f"{name} must lie between the years 1970 and 2100.")
-    return time_ms
-
-
-def _limit(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= 9 and 1 <= int(text) <= _LIMIT_MAX):
-        raise BadInput(f"limit must be a number from 1 to {_LIMIT_MAX}.")
-    return int(text)
-
-
-def _encode_cursor(request_id: str) -> str:
-    return base64.urlsafe_b64encode(request_id.encode()).decode().rstrip("=")
-
-
 def _cursor(text: str) -> tuple[int, str]:
     try:
         request_id = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode("ascii")
-        return _bounded_ms("cursor", ids.id_time_ms(request_id)), request_id
+        return bounded_ms("cursor", ids.id_time_ms(request_id)), request_id
     except ValueError:
         raise BadInput("cursor must be one that an earlier answer gave.") from None
 
 
+_FILTERS: Final = {
+    "key_id": "of one key",
+    "member_id": "of one member",
+    "model": "answered by this model",
+    "outcome": "measured, partial, estimated, free or expired",
+    "client": "of this client family",
+    "from": "not before this time: RFC 3339, a date (midnight UTC), or Unix milliseconds",
+    "to": "before this time",
+    **PAGING,
+}
 OPERATIONS = (
     Operation(
-        method="GET", path="/requests", handler=list_page, summary="List ledger rows, newest first",
-        answer=RequestPage,
-        query={
-            "account_id": "of one account",
-            "key_id": "of one key",
-            "from": "not before this time: RFC 3339, a date (midnight UTC), or Unix milliseconds",
-            "to": "before this time",
-            "limit": f"rows of a page, 1 to {_LIMIT_MAX}; {_LIMIT_DEFAULT} if not given",
-            "cursor": "next_cursor of the page before",
-        },
+        method="GET", path="/requests", handler=list_page, summary="List ledger rows, newest first", answer=RequestPage,
+        query={"account_id": "of one account", **_FILTERS}, roles=OPERATORS, scope="usage:read",
     ),
     Operation(
-        method="GET", path="/requests/{request_id}", handler=show, summary="Show a receipt", answer=RequestView
+        method="GET", path="/requests/{request_id}", handler=show, summary="Show a receipt", answer=RequestView,
+        roles=OPERATORS, scope="usage:read",
+    ),
+    Operation(
+        method="GET", path="/accounts/{account_id}/requests", handler=list_page,
+        summary="List an account's ledger rows, newest first", answer=RequestPage, query=_FILTERS, roles=EVERYBODY,
+        scope="usage:read", name="requests_list_of_account",
+    ),
+    Operation(
+        method="GET", path="/accounts/{account_id}/requests/{request_id}", handler=show,
+        summary="Show a receipt of an account", answer=RequestView, roles=EVERYBODY, scope="usage:read",
+        name="requests_show_of_account",
     ),
 )  # fmt: skip

@@ -1,0 +1,85 @@
+"""Takes back what is left of a promotion at its end, by an entry of its own, once.
+
+It looks a while after the end, so that requests which began before it are in the archive.
+"""
+
+from typing import Any, Final
+
+from libs.common import clock, ids
+from libs.common.events import Credit
+from services.admin import promotions
+from services.admin.control import By
+from services.admin.problems import Conflict
+from services.admin.promotions import Promotion, Spend
+from services.admin.resource import Context
+
+_SETTLED_AFTER_MS: Final = 15 * 60_000
+_DUE: Final = """
+SELECT DISTINCT account_id FROM credits FINAL
+WHERE kind = 'promotion' AND expires_at > toDateTime64(0, 3) AND expires_at <= {until:DateTime64(3)}
+  AND credit_id NOT IN (SELECT about_id FROM credits WHERE kind = 'expiry')
+"""
+_PROMOTIONS: Final = """
+SELECT credit_id, amount_nanos, time, expires_at FROM credits FINAL
+WHERE account_id = {account_id:String} AND kind = 'promotion' AND expires_at > toDateTime64(0, 3)
+"""
+_SPENT: Final = """
+SELECT arrayCount(edge -> edge <= toUnixTimestamp64Milli(time), {edges:Array(Int64)}) AS at,
+  sum(toInt128(total_nanos)) AS nanos
+FROM usage FINAL WHERE account_id = {account_id:String} AND time >= fromUnixTimestamp64Milli({first:Int64}) GROUP BY at
+"""
+_BY: Final = By(actor="relay", address="", reason="the promotion has ended")
+
+
+class PromotionsEnd:
+    """See the module's docstring."""
+
+    def __init__(self, context: Context, *, settled_after_ms: int = _SETTLED_AFTER_MS) -> None:
+        self._context = context
+        self._settled_after_ms = settled_after_ms
+
+    async def run(self) -> None:
+        """End what is due. Raises Unavailable."""
+        until_ms = clock.unix_ms() - self._settled_after_ms
+        due = await self._context.ledger.query(_DUE, {"until": clock.from_unix_ms(until_ms)})
+        for row in due:
+            await self._end(row["account_id"], until_ms)
+
+    async def _end(self, account_id: str, until_ms: int) -> None:
+        rows = await self._context.ledger.query(_PROMOTIONS, {"account_id": account_id})
+        found = [_promotion(row) for row in rows]
+        spends = await self._spends(account_id, promotions.edges(found))
+        left = promotions.unspent(found, spends)
+        for one in found:
+            if one.ends_at_ms > until_ms or not left[one.credit_id]:
+                continue
+            entry = Credit(
+                id=ids.derived_id("cred", "expiry", one.credit_id),
+                account_id=account_id,
+                amount_nanos=-left[one.credit_id],
+                reason="what was left of a promotion at its end",
+                created_at_ms=clock.unix_ms(),
+                kind="expiry",
+                about_id=one.credit_id,
+            )
+            if await self._context.control.find(Credit, entry.id) is not None:
+                continue
+            try:
+                await self._context.control.put(entry, over=None, by=_BY)
+            except Conflict:
+                continue  # another process was faster
+
+    async def _spends(self, account_id: str, edges: list[int]) -> list[Spend]:
+        parameters: dict[str, Any] = {"account_id": account_id, "edges": edges, "first": edges[0]}
+        rows = await self._context.ledger.query(_SPENT, parameters)
+        nanos = {int(row["at"]) - 1: int(row["nanos"]) for row in rows}
+        return [Spend(edge, nanos.get(number, 0)) for number, edge in enumerate(edges)]
+
+
+def _promotion(row: dict[str, Any]) -> Promotion:
+    return Promotion(
+        row["credit_id"],
+        int(row["amount_nanos"]),
+        clock.to_unix_ms(row["time"]),
+        clock.to_unix_ms(row["expires_at"]),
+    )

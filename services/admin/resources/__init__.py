@@ -1,0 +1,1 @@
+"""One file for each resource of the REST API; routes.py lists their operations."""

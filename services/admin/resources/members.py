@@ -1,0 +1,245 @@
+"""Members: the people of an account. A member's limits count over all of his keys. With an address, he can sign in."""
+
+from typing import Final
+
+import msgspec
+from msgspec import UNSET, UnsetType
+from starlette.responses import Response
+
+from libs.common import clock, ids
+from libs.common.entities import MemberRole
+from libs.common.events import Member
+from libs.common.limits import Limits
+from services.admin import links
+from services.admin.access import EVERYBODY, LEADERS, SUPPORT
+from services.admin.control import Found, Put
+from services.admin.problems import Conflict, Missing
+from services.admin.resource import (
+    MATCHED,
+    PAGING,
+    Call,
+    Context,
+    Name,
+    Operation,
+    check_match,
+    forbid,
+    given,
+    is_id,
+    page,
+    read,
+    respond,
+    time_of,
+)
+from services.admin.resources import limits
+from services.admin.resources.accounts import find_account
+from services.admin.resources.limits import LimitsChange, LimitsView
+from services.admin.resources.people import ActiveOrNot, Link, link_view
+from services.admin.resources.signing_in import Email
+
+_OWNERS: Final = "Only an owner of the account, or the operator, deals with owners."
+
+
+class NewMember(msgspec.Struct, forbid_unknown_fields=True):
+    """To make a member; with an e-mail address, he is invited."""
+
+    name: Name
+    limits: LimitsChange | UnsetType = UNSET
+    email: Email | None = None
+    role: MemberRole = "developer"
+
+
+class MemberChange(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """To change a member; what is absent stays."""
+
+    name: Name | UnsetType = UNSET
+    status: ActiveOrNot | UnsetType = UNSET
+    limits: LimitsChange | UnsetType = UNSET
+    email: Email | UnsetType = UNSET
+    """Another address must be proven by a new link: he is invited again."""
+    role: MemberRole | UnsetType = UNSET
+
+
+class MemberView(msgspec.Struct, kw_only=True):
+    """A member."""
+
+    id: str
+    account_id: str
+    name: str
+    email: str | None
+    role: str
+    status: str
+    limits: LimitsView
+    created_at: str
+
+
+class CreatedMember(MemberView, kw_only=True):
+    """A new member."""
+
+    link: Link | None
+    """By which he sets his password; null: he has no address, so he cannot sign in."""
+
+
+class MemberPage(msgspec.Struct):
+    """Members of an account in the order they were made, deleted ones included."""
+
+    data: list[MemberView]
+    next_cursor: str | None
+
+
+async def find_member(context: Context, account_id: str, member_id: str) -> Found[Member]:
+    """A member of that account who is not deleted. Raises Missing."""
+    one = await context.control.find(Member, member_id) if is_id("memb", member_id) else None
+    if one is None or one.entity.account_id != account_id or one.entity.status == "deleted":
+        raise Missing("This account has no such member.")
+    return one
+
+
+async def create(context: Context, call: Call) -> Response:
+    """POST /accounts/{account_id}/members."""
+    body = await read(call, NewMember)
+    account = (await find_account(context, call.account_id)).entity
+    _check_owners(call, body.role)
+    member = Member(
+        id=ids.new_member_id(),
+        account_id=account.id,
+        name=body.name,
+        created_at_ms=clock.unix_ms(),
+        limits=limits.changed(Limits(), body.limits),
+        role=body.role,
+    )
+    if body.email is None:
+        one = await context.control.put(member, over=None, by=call.by("created"))
+        return respond(_created(member, None), 201, version=one.version)
+    token, member, claim = await _invited(context, member, body.email)
+    one, _ = await context.control.put_all([(member, None), claim], by=call.by("invited"))
+    return respond(_created(member, link_view(context, token, member.sign_in)), 201, version=one.version)
+
+
+async def list_all(context: Context, call: Call) -> Response:
+    """GET /accounts/{account_id}/members. A developer sees himself."""
+    await find_account(context, call.account_id)
+    only = call.principal.only_member_id
+    members = [one for one in context.mirror.of_account(Member, call.account_id) if only in ("", one.id)]
+    shown, following = page(call, members, lambda one: one.id)
+    return respond(MemberPage([_view(one) for one in shown], following))
+
+
+async def show(context: Context, call: Call) -> Response:
+    """GET /accounts/{account_id}/members/{member_id}."""
+    one = await _find(context, call)
+    return respond(_view(one.entity), version=one.version)
+
+
+async def change(context: Context, call: Call) -> Response:
+    """PATCH /accounts/{account_id}/members/{member_id}: in force for the very next request."""
+    body = await read(call, MemberChange)
+    one = await _find(context, call)
+    check_match(call, one)
+    _check_owners(call, one.entity.role, given(body, "role").get("role", ""))
+    changed = msgspec.structs.replace(
+        one.entity, limits=limits.changed(one.entity.limits, body.limits), **given(body, "name", "status", "role")
+    )
+    puts: list[Put] = []
+    if body.email is not UNSET and links.email_of(body.email) != one.entity.email:
+        _, changed, claim = await _invited(context, changed, body.email)
+        puts.append(claim)
+    return await _put(context, call, one, changed, puts, "changed")
+
+
+async def delete(context: Context, call: Call) -> Response:
+    """DELETE /accounts/{account_id}/members/{member_id}: his keys are refused from then on, his history stays."""
+    one = await _find(context, call)
+    check_match(call, one)
+    _check_owners(call, one.entity.role)
+    return await _put(context, call, one, msgspec.structs.replace(one.entity, status="deleted"), [], "deleted")
+
+
+async def new_link(context: Context, call: Call) -> Response:
+    """POST /accounts/{account_id}/members/{member_id}/link: to invite again, or for a password that was forgotten."""
+    one = await _find(context, call)
+    _check_owners(call, one.entity.role)
+    if not one.entity.email:
+        raise Conflict("This member has no e-mail address: give him one first.")
+    token, sign_in = links.new_link(one.entity.id, one.entity.sign_in)
+    await context.control.put(msgspec.structs.replace(one.entity, sign_in=sign_in), over=one, by=call.by("new link"))
+    return respond(link_view(context, token, sign_in), 201)
+
+
+async def _invited(context: Context, member: Member, email: str) -> tuple[str, Member, Put]:
+    """The link's token, the member as he is now, and what makes the address his."""
+    token, sign_in = links.new_link(member.id, msgspec.structs.replace(member.sign_in, password_hash=""))
+    member = msgspec.structs.replace(member, email=links.email_of(email), status="invited", sign_in=sign_in)
+    return token, member, await links.claim(context.control, member.email, member)
+
+
+async def _put(
+    context: Context, call: Call, one: Found[Member], changed: Member, more: list[Put], reason: str
+) -> Response:
+    if one.entity.role == "owner" and one.entity.status == "active" and not call.principal.is_operator:
+        members = context.mirror.of_account(Member, call.account_id)
+        owners = [other for other in members if other.role == "owner" and other.status == "active"]
+        if (changed.role, changed.status) != ("owner", "active") and len(owners) < 2:
+            raise Conflict("This is the account's last owner. Make another one first, or ask the operator.")
+    if (changed.role, changed.status) != (one.entity.role, one.entity.status):
+        sign_in = msgspec.structs.replace(changed.sign_in, sessions_after_ms=clock.unix_ms())
+        changed = msgspec.structs.replace(changed, sign_in=sign_in)
+    put, *_ = await context.control.put_all([(changed, one), *more], by=call.by(reason))
+    return respond(_view(changed), version=put.version)
+
+
+def _check_owners(call: Call, *roles: str) -> None:
+    forbid("owner" in roles and call.principal.role == "account:admin", _OWNERS)
+
+
+async def _find(context: Context, call: Call) -> Found[Member]:
+    member_id = str(call.path_params["member_id"])
+    if call.principal.only_member_id not in ("", member_id):
+        raise Missing("This account has no such member.")
+    return await find_member(context, call.account_id, member_id)
+
+
+def _view(member: Member) -> MemberView:
+    return MemberView(
+        id=member.id,
+        account_id=member.account_id,
+        name=member.name,
+        email=member.email or None,
+        role=member.role,
+        status=member.status,
+        limits=limits.view(member.limits),
+        created_at=time_of(member.created_at_ms),
+    )
+
+
+def _created(member: Member, link: Link | None) -> CreatedMember:
+    return CreatedMember(link=link, **{name: getattr(_view(member), name) for name in MemberView.__struct_fields__})
+
+
+_ALL: Final = "/accounts/{account_id}/members"
+_ONE: Final = f"{_ALL}/{{member_id}}"
+OPERATIONS = (
+    Operation(
+        method="POST", path=_ALL, handler=create, summary="Create or invite a member", body=NewMember,
+        answer=CreatedMember, status=201, roles=SUPPORT | LEADERS, scope="members:write",
+    ),
+    Operation(
+        method="GET", path=_ALL, handler=list_all, summary="List members", answer=MemberPage, query=PAGING,
+        roles=EVERYBODY, scope="members:read",
+    ),
+    Operation(
+        method="GET", path=_ONE, handler=show, summary="Show a member", answer=MemberView, roles=EVERYBODY,
+        scope="members:read",
+    ),
+    Operation(
+        method="PATCH", path=_ONE, handler=change, summary="Change a member", body=MemberChange, answer=MemberView,
+        headers=MATCHED, roles=SUPPORT | LEADERS, scope="members:write",
+    ),
+    Operation(
+        method="DELETE", path=_ONE, handler=delete, summary="Delete a member", answer=MemberView, headers=MATCHED,
+        roles=SUPPORT | LEADERS, scope="members:write",
+    ),
+    Operation(
+        method="POST", path=f"{_ONE}/link", handler=new_link, summary="Make a new link for a member", answer=Link,
+        status=201, roles=SUPPORT | LEADERS, scope="members:write",
+    ),
+)  # fmt: skip
