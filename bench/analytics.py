@@ -1,6 +1,6 @@
 """How long usage questions take over ROWS rows in the local engine.
 
-`python -m bench.analytics` writes bench/ANALYTICS.md. Rows are made inside the engine; their sums are made by accounting's own code.
+`python -m bench.analytics` writes bench/ANALYTICS.md. Rows are made inside the engine, their sums by accounting's own code.
 """
 
 import asyncio
@@ -52,8 +52,10 @@ SELECT concat('req_', leftPad(lower(hex(ms)), 12, '0'), substring(lower(hex(sipH
   '/v1/messages', model, model, 1, multiIf(dice < 5, 500, dice < 15, 429, 200),
   multiIf(dice < 15, 'free', dice < 25, 'partial', dice < 40, 'estimated', 'measured'),
   '{"input_tokens":1,"output_tokens":1}', 'end_turn', '2026-11-22', 1000000,
-  [model, model, model], ['input', 'output', 'cache_read'], quantities, arrayMap(price -> price * 1000000000, prices),
-  amounts, arraySum(amounts), concat('req_', substring(lower(hex(sipHash64(number))), 1, 16)), 1, if(dice < 5, 0, 300000 + rand(8) % 2000000),
+  [model, model, model], ['input', 'output', 'cache_read'], quantities,
+  arrayMap(price -> price * 1000000000, prices),
+  amounts, arraySum(amounts), concat('req_', substring(lower(hex(sipHash64(number))), 1, 16)), 1,
+  if(dice < 5, 0, 300000 + rand(8) % 2000000),
   2000000 + rand(9) % 30000000, 4000, 9000, ['claude-code', 'python', 'typescript', ''][intDiv(key, 5) + 1]
 FROM numbers({start:UInt64}, {count:UInt64})
 """
@@ -178,7 +180,8 @@ async def _run(url: str) -> str:
         "# Usage questions, local engine",
         "",
         f"`make bench-analytics ROWS={ROWS}`, seed {SEED}, {clock.utc_now():%Y-%m-%d}, {os.cpu_count()} cores.",
-        f"{ACCOUNTS:,} accounts (the largest has a tenth of the rows), 20 keys each, 5 models, 4 clients, {DAYS} days. Rows were made in {filled_s:.0f} s,",
+        f"{ACCOUNTS:,} accounts (the largest has a tenth of the rows), 20 keys each, 5 models, 4 clients, {DAYS} days.",
+        f"Rows were made in {filled_s:.0f} s,",
         f"all sums in {summed_s:.0f} s, by accounting's own code (as after a migration).",
         "",
         "| table | rows | GB |",

@@ -162,6 +162,8 @@ SELECT * FROM credits FINAL WHERE account_id = {account_id:String}
     WHERE account_id = {account_id:String} AND credit_id = {after:String})
 ORDER BY time, credit_id LIMIT {limit:UInt32}
 """
+
+
 def _unavailable(error: Exception) -> Unavailable:
     _log.warning("ClickHouse: %s", " ".join(str(error).split())[:500] or type(error).__name__)
     return Unavailable(_AWAY)
