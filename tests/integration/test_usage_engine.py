@@ -306,6 +306,33 @@ async def test_many_tags_travel_in_parts(world: World, ledger: Ledger) -> None:
         assert found.get(tag, 0) == len([row for row in rows if world.tags.get(row["key_id"], "") == tag])
 
 
+async def test_pages_are_the_rows_newest_first(world: World, ledger: Ledger) -> None:
+    """Wherever the windows that a page is looked for in begin and end."""
+    chance, columns = random.Random(3), {"model": "model_answered"}
+    for _ in range(30):
+        only = {name: values[0] for name, values in some_filters(world, chance).items() if name in {"model", "outcome"}}
+        filters: dict[str, Any] = {**only, "account_id": chance.choice(world.accounts)}
+        filters |= chance.choice([{}, {"key_id": chance.choice(world.keys)}, {"member_id": ""}, {"client": EVIL[0]}])
+        filters |= chance.choice([{}, {"errors": True}, {"to_ms": _ms(world.some_time())}])
+        rows = [
+            row
+            for row in world.rows
+            if all(row[columns.get(n, n)] == v for n, v in filters.items() if n in {*row, *columns})
+        ]
+        rows = [row for row in rows if row["time"] < _time(filters.get("to_ms", 4_102_444_800_000))]
+        rows = [row for row in rows if "errors" not in filters or row["status"] == 0 or row["status"] >= 400]
+        wanted = [
+            row["request_id"] for row in sorted(rows, key=lambda row: (row["time"], row["request_id"]), reverse=True)
+        ]
+        found: list[str] = []
+        limit = chance.choice([1 + len(wanted) // 3, 50, 1000])
+        while page := await ledger.requests(filters, limit):
+            assert len(page) == min(limit, len(wanted) - len(found))
+            found += [row["request_id"] for row in page]
+            filters |= {"before_ms": ids.id_time_ms(found[-1]), "before_id": found[-1]}
+        assert found == wanted
+
+
 def changed_to(asked: Asked, **changes: Any) -> Asked:
     return Asked(**(vars(asked) | changes))
 
