@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-cluster check format bench bench-smoke bench-admission bench-accounting test-clients chaos lock clean
+.PHONY: help setup run test test-cluster check format bench bench-smoke bench-admission bench-accounting bench-analytics test-clients chaos lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -57,6 +57,9 @@ bench-admission: setup  ## CPU of admission, written to bench/ADMISSION.md
 
 bench-accounting: setup  ## events a second of one accounting worker, written to bench/ACCOUNTING.md
 	$(BIN)/python -m bench.accounting
+
+bench-analytics: setup  ## usage questions over ROWS (100 million) rows: an hour, 15 GB; written to bench/ANALYTICS.md
+	$(if $(ROWS),ROWS=$(ROWS)) $(BIN)/python -m bench.analytics
 
 lock: setup  ## resolve the dependencies anew
 	$(PYTHON) -m venv $(VENV)-lock && $(VENV)-lock/bin/pip install -q uv
