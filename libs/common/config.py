@@ -120,6 +120,8 @@ class AdminConfig(StoreConfig, frozen=True, kw_only=True):
     """A token for programs that may do everything; empty: there is none, and the first start prints a set-up link."""
     admin_url: UrlOrNone = ""
     """Where people reach the control plane: what links begin with. Empty: this machine."""
+    admin_trusted_proxies: str = ""
+    """Addresses and networks whose `x-forwarded-for` is believed, separated by commas: whom the audit log names."""
     secrets_key: Secret = ""
     """Seals upstream credentials; several, separated by commas, while keys change: the first one seals."""
     clickhouse_url: Url = "http://127.0.0.1:8123/relay"

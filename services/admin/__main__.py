@@ -40,7 +40,10 @@ def main(arguments: Sequence[str]) -> int:
     except settings.ConfigError as error:
         print(f"admin: {error}", file=sys.stderr)
         return 2
-    serving.run(serving.plain_server(app, host=config.host, port=config.admin_port), log_level=config.log_level)
+    server = serving.plain_server(
+        app, host=config.host, port=config.admin_port, trusted_proxies=config.admin_trusted_proxies
+    )
+    serving.run(server, log_level=config.log_level)
     return 0
 
 

@@ -1,5 +1,6 @@
 """Usage over the API: bounds of callers, exports, receipts, and the shape of Anthropic's Admin API; each figure from the rows."""
 
+import asyncio
 import csv
 import io
 import json
@@ -170,3 +171,27 @@ async def test_the_shape_of_the_admin_api(admin: Admin, rig: Rig) -> None:
         f"?starting_at={start}&group_by=x",
     ):
         await admin.refused("GET", f"/v1/organizations/usage_report/messages{bad}", 400)
+
+
+async def test_a_receipt_names_keys_and_members_as_they_were_called(admin: Admin, rig: Rig) -> None:
+    account = await Account(admin, rig).made()
+    await asyncio.sleep(0.01)
+    await admin.done("PATCH", f"/accounts/{account.id}/keys/{account.keys[1]}", json={"name": "renamed"})
+    await admin.done("DELETE", f"/accounts/{account.id}/members/{account.member_id}")
+
+    async def archived() -> bool:
+        names = await admin.context.ledger.names([account.keys[1], account.member_id])
+        return {len(told) for told in names.values()} == {2}
+
+    await until(archived)
+    rows = (await admin.done("GET", f"/accounts/{account.id}/requests?key_id={account.keys[1]}"))["data"]
+    assert {(row["key_name"], row["member_name"]) for row in rows} == {("hers", "Ada")}
+    later = msgspec.structs.replace(recorded(account.id), key_id=account.keys[1])
+    await rig.publish([later])
+
+    async def there() -> bool:
+        return (await admin.send("GET", f"/requests/{later.request_id}")).status_code == 200
+
+    await until(there)
+    receipt = await admin.done("GET", f"/requests/{later.request_id}")
+    assert (receipt["key_name"], receipt["member_name"]) == ("renamed", None)
