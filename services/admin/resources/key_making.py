@@ -16,7 +16,9 @@ from services.admin.control import Put
 from services.admin.problems import Conflict
 from services.admin.resource import Call, Context
 
-_NO_SECRETS_KEY: Final = "Idempotency-Key: RELAY_SECRETS_KEY is not set, and without it a secret cannot be answered twice."
+_NO_SECRETS_KEY: Final = (
+    "Idempotency-Key: RELAY_SECRETS_KEY is not set, and without it a secret cannot be answered twice."
+)
 _NOT_AGAIN: Final = (
     "This key was made before, and its secret cannot be shown again: RELAY_SECRETS_KEY has changed since. Rotate it."
 )
