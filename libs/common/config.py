@@ -63,6 +63,8 @@ class GatewayConfig(StoreConfig, frozen=True, kw_only=True):
     """How long a dead gateway's slots and holds stay taken. Renewed after a third of it."""
     trusted_proxies: str = ""
     """Addresses and networks whose `x-forwarded-for` is believed, separated by commas."""
+    price_book_seconds: Seconds = 5.0
+    """How often published price books are looked for: a good deal less than they are published before they count."""
     unknown_keys_per_minute: Count = 30
     """How many keys that do not exist one address may try."""
     upstream_connect_seconds: Seconds = 10.0
@@ -124,6 +126,10 @@ class AdminConfig(StoreConfig, frozen=True, kw_only=True):
     clickhouse_url: Url = "http://127.0.0.1:8123/relay"
     promotions_seconds: Seconds = 300.0
     """How often promotions that have ended are looked for."""
+    price_lead_seconds: Seconds = 60.0
+    """How long before it counts a price book is published at least: many times RELAY_PRICE_BOOK_SECONDS of the gateways."""
+    new_models_seconds: Seconds = 86_400.0
+    """How often the upstream's model list is compared with the price book."""
 
 
 def load(kind: type[_Config], environment: Mapping[str, str] | None = None) -> _Config:

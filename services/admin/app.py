@@ -21,10 +21,12 @@ from libs.common import failpoints, redisclient, streams
 from libs.common.balances import Balances
 from libs.common.config import AdminConfig, ConfigError
 from libs.common.directory import Directory
+from libs.common.events import ApiKey
 from libs.common.redisclient import RedisClient
 from libs.common.runtime import spawn
 from libs.common.scripts import Scripts
 from libs.common.sealing import Sealer
+from libs.common.standing import Standings
 from libs.common.upstreams import Upstreams
 from services.admin import access, openapi, routes, setup
 from services.admin.authentication import Authentication, check_account
@@ -129,12 +131,22 @@ def _context(config: AdminConfig, broker: Client, redis: RedisClient) -> Context
         mirror=mirror,
         ledger=Ledger(config.clickhouse_url),
         balances=balances,
+        standings=Standings(scripts, _member_of(mirror)),
         sealer=sealer,
         pool=pool,
         passwords=Passwords(),
         sessions=Sessions(redis),
+        price_lead_seconds=config.price_lead_seconds,
         public_url=(config.admin_url or f"http://127.0.0.1:{config.admin_port}").rstrip("/"),
     )
+
+
+def _member_of(mirror: Mirror) -> Callable[[str], str]:
+    def member_of(key_id: str) -> str:
+        key = mirror.get(ApiKey, key_id)
+        return key.member_id if key else ""
+
+    return member_of
 
 
 def _route(context: Context, authentication: Authentication, operation: Operation) -> Route:

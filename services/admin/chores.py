@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 from libs.common import rediskeys
 from libs.common.config import AdminConfig
 from libs.common.redisclient import RedisClient
+from services.admin.new_models import NewModels
 from services.admin.promotions_end import PromotionsEnd
 from services.admin.resource import Context
 
@@ -42,6 +43,7 @@ class Chores:
         self._mark = secrets.token_hex(8)
         self._chores = [
             Chore("end-promotions", config.promotions_seconds, PromotionsEnd(context).run),
+            Chore("look-for-models", config.new_models_seconds, NewModels(context).run),
         ]
 
     async def run(self) -> None:

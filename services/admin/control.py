@@ -206,7 +206,7 @@ class Control:
         except StoreUnavailable:
             _log.warning("Redis is away; accounting will apply %s", event.entity.id)
             return
-        if result in ("MISSING", "OVER"):
+        if result in ("MISSING", "OVER", "TAKEN", "UNSOUND"):
             _log.warning("%s was not applied (%s); accounting decides", event.entity.id, result)
 
     def _check_connected(self) -> None:

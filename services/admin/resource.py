@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope
 from libs.common import clock, entities, ids
 from libs.common.balances import Balances
 from libs.common.sealing import Sealer
+from libs.common.standing import Standings
 from libs.common.upstreams import Upstreams
 from services.admin.access import Principal, Roles
 from services.admin.control import By, Control, Found
@@ -54,11 +55,14 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     mirror: Mirror
     ledger: Ledger
     balances: Balances
+    standings: Standings
     sealer: Sealer
     pool: Upstreams
     passwords: Passwords
     sessions: Sessions
     public_url: str = ""
+    price_lead_seconds: float = 60.0
+    """How long before it counts a price book is published at least."""
 
 
 class Call(Request):

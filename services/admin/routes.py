@@ -5,17 +5,22 @@ from typing import Final
 from services.admin.resource import Operation
 from services.admin.resources import (
     accounts,
+    audit,
     balance,
     codes,
     key_batches,
     keys,
     members,
+    models,
     operators,
+    prices,
+    reports,
     requests,
     signing_in,
     statements,
     tokens,
     upstreams,
+    usage,
 )
 from services.admin.resources import credits as credit_entries
 
@@ -33,4 +38,9 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     *statements.OPERATIONS,
     *upstreams.OPERATIONS,
     *requests.OPERATIONS,
+    *usage.OPERATIONS,
+    *reports.OPERATIONS,
+    *prices.OPERATIONS,
+    *models.OPERATIONS,
+    *audit.OPERATIONS,
 )

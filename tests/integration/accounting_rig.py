@@ -92,8 +92,7 @@ class Rig:
 
     async def change(self, event: ControlChanged) -> int:
         """Publish a control event, as admin does before it applies it; its sequence."""
-        kind = {"Account": "account", "ApiKey": "key", "Credit": "credit"}[type(event.entity).__name__]
-        subject = subjects.control_subject(kind, event.entity.id)
+        subject = subjects.control_subject(str(event.entity.__struct_config__.tag), event.entity.id)
         return await self.publish_bytes(subject, events.encode_control(event), subjects.STREAM_CONTROL)
 
     async def new_account(self, amount_nanos: int = 10**12) -> str:

@@ -101,7 +101,7 @@ async def create(context: Context, call: Call) -> Response:
         id=ids.new_account_id(),
         name=body.name,
         created_at_ms=clock.unix_ms(),
-        time_zone=_time_zone(body.time_zone),
+        time_zone=check_time_zone("time_zone", body.time_zone),
         limits=limits.changed(Limits(), body.limits),
     )
     one = await context.control.put(account, over=None, by=call.by("created"))
@@ -132,7 +132,7 @@ async def change(context: Context, call: Call) -> Response:
     if body.multiplier is not UNSET:
         fields["multiplier_ppm"] = _ppm(body.multiplier)
     if body.time_zone is not UNSET:
-        fields["time_zone"] = _time_zone(body.time_zone)
+        fields["time_zone"] = check_time_zone("time_zone", body.time_zone)
     changed = msgspec.structs.replace(one.entity, limits=limits.changed(one.entity.limits, body.limits), **fields)
     put = await context.control.put(changed, over=one, by=call.by(given(body, "reason").get("reason", "changed")))
     return respond(_view(changed), version=put.version)
@@ -158,9 +158,10 @@ def _ppm(multiplier: str) -> int:
     return int(Decimal(multiplier) * _PPM)
 
 
-def _time_zone(name: str) -> str:
+def check_time_zone(field: str, name: str) -> str:
+    """The name of a zone. Raises Unprocessable."""
     if name not in _time_zones():
-        raise Unprocessable("time_zone must be a name of the IANA database, such as Europe/Berlin or UTC.")
+        raise Unprocessable(f"{field} must be a name of the IANA database, such as Europe/Berlin or UTC.")
     return name
 
 

@@ -168,7 +168,7 @@ def _view(row: Row) -> RequestView:
             row["line_quantities"],
             row["line_unit_prices_attos"],
             row["line_amounts_nanos"],
-            strict=True,
+            strict=False,  # when details are no longer kept, classes and quantities still are
         )
     ]
     attempts = [
