@@ -91,16 +91,17 @@ def logout(session: Session, _: Namespace) -> int:
     if kept.url != settings.url:
         raise Misuse(f"context {settings.context} is of another server; leave --url and RELAYCTL_URL away")
     session.client.hide(kept.token)
+    forgotten = replace(kept, token="", expires_at="")
+    config.save(settings.config_file, settings.contexts.with_context(settings.context, forgotten))
     try:
         _answer(session, SIGN_OUT, headers=client.bearer(kept.token))
     except (NotAllowed, Refused):
         ended = "it was over already, or is a token that is ended where it was made"
     except Trouble as error:
-        ended = f"the session lasts until {kept.expires_at}, for the server was not told: {error}"
+        lasts = f"; the session lasts until {kept.expires_at}" if kept.expires_at else ""
+        raise Trouble(f"signed out here, but the server was not told{lasts}: {error}") from None
     else:
         ended = "the session is over"
-    forgotten = replace(kept, token="", expires_at="")
-    config.save(settings.config_file, settings.contexts.with_context(settings.context, forgotten))
     print_line(f"signed out of {kept.url}: {ended}")
     return DONE
 

@@ -1,10 +1,11 @@
 """What is shown: the server's own bytes, or tables and `key: value` for people; progress only where a terminal sees it."""
 
 import contextlib
+import json
 import os
 import secrets
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final, TextIO
 
@@ -91,7 +92,7 @@ class Rows:
         if not self._has_head:
             lines.insert(0, [name.upper() for name in self._columns])
             self._has_head = True
-        self._widths = [max(wide, *map(text.width, cells)) for wide, *cells in zip(self._widths, *lines, strict=True)]
+        self._widths = [max([wide, *map(text.width, cells)]) for wide, *cells in zip(self._widths, *lines, strict=True)]
         for line in lines:
             self._sink.line(text.aligned(line, self._widths))
 
@@ -103,24 +104,49 @@ def _at(item: Any, name: str) -> Any:
     return item
 
 
+def items_writer(sink: Sink, columns: Sequence[str]) -> Callable[[Sequence[Any]], None]:
+    """What writes a page of a list: as rows of a table, or one below the other."""
+    if columns:
+        return Rows(sink, columns).add
+
+    def write(items: Sequence[Any]) -> None:
+        for item in items:
+            write_one(sink, item)
+            sink.line("")
+
+    return write
+
+
 def write_one(sink: Sink, value: Any, *, etag: str = "") -> None:
-    """`key: value`, one a line; a dot or a number in brackets leads inside."""
-    pairs = list(_pairs(value, ""))
+    """`key: value`, one a line; a dot leads inside, and a list of objects is a table of its own."""
+    for name, inner in _flat(value).items():
+        if isinstance(inner, list) and any(isinstance(one, dict) for one in inner):
+            sink.line(f"{name}:")
+            _write_inside(sink, [_flat(one) for one in inner])
+        else:
+            sink.line(f"{name}: {cell(inner)}" if name else cell(inner))
     if etag:
-        pairs.append(("etag", etag))
-    for name, shown in pairs:
-        sink.line(f"{name}: {shown}" if name else shown)
+        sink.line(f"etag: {text.plain(etag)}")
 
 
-def _pairs(value: Any, path: str) -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict) and value:
-        for name, inner in value.items():
-            yield from _pairs(inner, f"{path}.{text.plain(name)}" if path else text.plain(name))
-    elif isinstance(value, list) and any(isinstance(one, dict | list) for one in value):
-        for number, inner in enumerate(value):
-            yield from _pairs(inner, f"{path}[{number}]")
-    else:
-        yield path, cell(value)
+def _write_inside(sink: Sink, items: Sequence[Mapping[str, Any]]) -> None:
+    """A table, two columns to the right; what is empty in every row is left out."""
+    names = [name for name in dict.fromkeys(name for item in items for name in item)
+             if any(item.get(name) not in (None, "", [], {}) for item in items)]  # fmt: skip
+    lines = [names, *([cell(item.get(name)) for name in names] for item in items)]
+    widths = [max(map(text.width, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        sink.line("  " + text.aligned(line, widths))
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    """Objects inside, as fields with a dot in their name."""
+    if not isinstance(value, dict) or not value:
+        return {path: value}
+    flat: dict[str, Any] = {}
+    for name, inner in value.items():
+        flat |= _flat(inner, f"{path}.{text.plain(name)}" if path else text.plain(name))
+    return flat
 
 
 def cell(value: Any) -> str:
@@ -132,6 +158,8 @@ def cell(value: Any) -> str:
             return "yes" if value else "no"
         case list():
             return ", ".join(cell(one) for one in value)
+        case dict():
+            return text.plain(json.dumps(value, ensure_ascii=False))
     return text.plain(str(value))
 
 

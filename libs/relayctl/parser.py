@@ -147,10 +147,11 @@ def _add_output(parser: Parser, command: Command) -> None:
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="the server's JSON as it is; of a list, one item a line")
     group.add_argument("--output", metavar="FILE", default="", help="write to a file, for your eyes only")
-    if len(command.media) > 1:
+    if len(command.media) > 1 and not any(one.flag == "--format" for one in command.options):
         group.add_argument("--accept", choices=command.media, default="", metavar="TYPE", help=", ".join(command.media))
-    if command.columns:
-        group.add_argument("--columns", type=_names, metavar="A,B", help=f"instead of {', '.join(command.columns)}")
+    if command.is_list:
+        shown = f"instead of {', '.join(command.columns)}" if command.columns else "as a table of these"
+        group.add_argument("--columns", type=_names, metavar="A,B", help=shown)
     if command.page_by:
         group.add_argument("--limit-pages", type=_pages, metavar="N", help="stop after so many pages; all if not given")
 

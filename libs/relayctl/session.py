@@ -19,7 +19,7 @@ from libs.relayctl.config import Settings
 from libs.relayctl.document import Documents
 from libs.relayctl.failures import DONE, Misuse, NotAllowed, Trouble
 from libs.relayctl.options import Option
-from libs.relayctl.output import Progress, Rows, Sink
+from libs.relayctl.output import Progress, Sink
 from libs.relayctl.table import Command
 
 _BODY_BYTES_MAX: Final = 16 << 20
@@ -51,7 +51,7 @@ class Session:
             raise NotAllowed("not signed in: relayctl login, or set RELAYCTL_TOKEN")
         with output.opened(arguments.output) as sink:
             try:
-                if command.columns and command.method == "GET":
+                if command.is_list and command.method == "GET":
                     self._show_list(command, asked, arguments, sink)
                 else:
                     self._show(command, asked, arguments, sink)
@@ -98,8 +98,8 @@ class Session:
             data, etag = self.client.read(response), response.headers.get("etag", "")
         if arguments.json:
             sink.write(data if data.endswith(b"\n") else data + b"\n")
-        elif command.columns:
-            Rows(sink, arguments.columns or command.columns).add(decoded(data).get("data", []))
+        elif command.is_list:
+            output.items_writer(sink, arguments.columns or command.columns)(decoded(data).get("data", []))
         else:
             output.write_one(sink, decoded(data), etag=etag)
 
@@ -112,7 +112,7 @@ class Session:
                 self.progress.show(f"{size:,} bytes …")
 
     def _show_list(self, command: Command, asked: Asked, arguments: Namespace, sink: Sink) -> None:
-        rows = Rows(sink, arguments.columns or command.columns)
+        write = output.items_writer(sink, arguments.columns or command.columns)
         shown = 0
         for items in self._pages(command, asked, getattr(arguments, "limit_pages", None)):
             self.progress.clear()
@@ -120,7 +120,7 @@ class Session:
                 for item in items:
                     sink.write(bytes(item).replace(b"\n", b" ") + b"\n")
             else:
-                rows.add([msgspec.json.decode(item) for item in items])
+                write([msgspec.json.decode(item) for item in items])
             sink.flush()
             shown += len(items)
             self.progress.show(f"{shown:,} so far …")

@@ -18,6 +18,7 @@ PAGES: Final[Mapping[str, str]] = {"cursor": "next_cursor", "page": "next_page",
 """Query parameter of the next page, and the field of an answer that holds it."""
 OURS: Final = frozenset({"--accept", "--body", "--columns", "--help", "--json", "--limit-pages", "--output"})
 """Options every command has; a field of the same name is `--body.NAME`."""
+_COLUMNS_MIN: Final = 3
 _COLUMNS_MAX: Final = 7
 _SECRETS: Final = ("key", "token", "code", "secret")
 _TELLING: Final = (
@@ -45,8 +46,10 @@ class Command:
     """It needs no token."""
     media: Sequence[str] = ()
     """Media types of its answer."""
+    is_list: bool = False
+    """Its answer has `data`, a list."""
     columns: Sequence[str] = ()
-    """What a list shows; empty: it answers with one thing, or with text."""
+    """What a list shows of each; empty: each is shown whole, for it is no row of a table."""
     page_by: str = ""
     """Query parameter of the next page."""
     roles: Sequence[str] = ()
@@ -112,7 +115,7 @@ def _command(path: str, method: str, operation: Mapping[str, Any], schemas: Sche
     resource = str((operation.get("tags") or [operation_id.partition("_")[0]])[0])
     verb = operation_id.removeprefix(resource).strip("_") or method
     body = operation.get("requestBody", {}).get("content", {}).get(JSON, {}).get("schema")
-    parameters = [one for one in operation.get("parameters", ()) if one.get("in") in ("query", "header")]
+    parameters = _parameters(operation)
     queries = {str(one["name"]) for one in parameters if one["in"] == "query"}
     content = _content(operation)
     item = _item(content.get(JSON, {}).get("schema", {}), schemas)
@@ -134,10 +137,18 @@ def _command(path: str, method: str, operation: Mapping[str, Any], schemas: Sche
         has_body=body is not None,
         is_open=operation.get("security") == [],
         media=list(content),
+        is_list=bool(item),
         columns=_columns(item, positionals, schemas),
         page_by=next((name for name in PAGES if name in queries and method == "get"), ""),
         roles=operation.get("x-roles", ()),
     )
+
+
+def _parameters(operation: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Queries and headers; of `x` and `x[]` the former, which is another spelling."""
+    found = [one for one in operation.get("parameters", ()) if one.get("in") in ("query", "header")]
+    names = {str(one["name"]) for one in found}
+    return [one for one in found if str(one["name"]).removesuffix("[]") not in names - {str(one["name"])}]
 
 
 def _content(operation: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -163,6 +174,8 @@ def _columns(item: Schema, positionals: Sequence[str], schemas: Schemas) -> list
     scalar = [
         name for name, one in kinds.items() if "enum" in one or one.get("type") in ("string", "integer", "boolean")
     ]
+    if len(scalar) < min(_COLUMNS_MIN, len(kinds)):
+        return []
     telling = [name for name in _TELLING if name in scalar]
     filled = (telling + [name for name in scalar if name not in telling])[:_COLUMNS_MAX]
     return sorted(filled, key=lambda name: name in _SECRETS)  # a secret is long: it stands last
