@@ -45,6 +45,8 @@ def _main(arguments: Sequence[str]) -> int:
     words = [*(options.dashed(word) for word in found.words[:1]), *found.words[1:]]
     if not words:
         return _overview(root, found)
+    if found.help:
+        words.append("--help")
     hand_made = next((one for one in HAND_MADE if tuple(words[: len(one.words)]) == one.words), None)
     if hand_made is not None:
         return _run_hand_made(hand_made, words[len(hand_made.words) :], found)
@@ -96,8 +98,9 @@ def _run_hand_made(hand_made: HandMade, words: Sequence[str], found: argparse.Na
 def _run(session: Session, words: Sequence[str], *, anew: bool) -> int:
     if any(word in _HELP for word in words):
         table = session.documents.read_for_help()
-        if table is not None:
-            _parsed(table, words)
+        with contextlib.suppress(Misuse):  # told below, where it is known to be so
+            if table is not None:
+                _parsed(table, words)
     read = session.documents.read(anew=anew)
     try:
         command, arguments = _parsed(read.table, words)

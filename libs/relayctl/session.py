@@ -146,10 +146,15 @@ class Session:
 
 
 def ask_secret(what: str) -> str:
-    """From the terminal without an echo, or a line of standard input."""
-    if sys.stdin.isatty():
-        return getpass.getpass(f"{what.lstrip('-')}: ")
-    return sys.stdin.readline().rstrip("\r\n")
+    """From the terminal without an echo, or a line of standard input. Raises Misuse where there is nothing."""
+    name = what.lstrip("-")
+    try:
+        secret = getpass.getpass(f"{name}: ") if sys.stdin.isatty() else sys.stdin.readline().rstrip("\r\n")
+    except EOFError:
+        secret = ""
+    if not secret:
+        raise Misuse(f"{name} is empty")
+    return secret
 
 
 def _path(command: Command, given: Mapping[str, Any]) -> str:

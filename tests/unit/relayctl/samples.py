@@ -38,8 +38,8 @@ SCHEMAS: Final[dict[str, Any]] = {
     "Cart": {
         "type": "object",
         "properties": {
-            "shop_id": TEXT, "id": TEXT, "name": TEXT, "wheel": {"$ref": "#/components/schemas/Wheel"}, "weight": {"type": "integer"},
-            "token": TEXT,
+            "shop_id": TEXT, "id": TEXT, "name": TEXT, "wheel": {"$ref": "#/components/schemas/Wheel"},
+            "weight": {"type": "integer"}, "token": TEXT,
         },
     },
     "CartPage": {

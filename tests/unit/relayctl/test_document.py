@@ -75,6 +75,7 @@ def test_a_new_command_is_known_at_once(ctl: Ctl, server: Server) -> None:
     newer = copy.deepcopy(DOCUMENT)
     newer["paths"]["/v1/report"]["delete"] = operation("report_burn", responses=answers(json_of="Cart"))
     server.document = newer
+    assert ctl("report", "burn", "--help").out.startswith("usage: relayctl report burn")
     server.replies = [Reply(b'{"id": "ash"}')]
     assert ctl("report", "burn").out == "id: ash\n"
 

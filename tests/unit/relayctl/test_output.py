@@ -63,7 +63,7 @@ def test_nothing_moves_the_cursor() -> None:
 
 
 def test_secrets_are_struck_out() -> None:
-    words = "known-1234, sk-cr-AAAABBBBCCCCDDDD, sk-ant-api03-xxxxxxxxxxxx, rss_abcdefghijklm, rli_oper_1234567890.abc, sk-cr-abcd…"
+    words = "known-1234, sk-cr-AAAABBBBCCCCDDDD, sk-ant-api03-xxxxxxxx, rss_abcdefghijklm, rli_oper_1234567890.abc, sk-cr-abcd…"
     assert (
         text.without_secrets(words, ["known-1234", ""])
         == "[secret], [secret], [secret], [secret], [secret], sk-cr-abcd…"

@@ -2,12 +2,14 @@
 
 import io
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from libs.relayctl import app, client
+from libs.relayctl import client
 from tests.unit.relayctl.conftest import TOKEN, Ctl
 from tests.unit.relayctl.samples import Reply, Server
 
@@ -187,6 +189,23 @@ def test_secrets_are_asked_for_and_never_shown(ctl: Ctl, server: Server, monkeyp
     assert ended.err == "relayctl: pin [secret] and [secret] are bad\n"
 
 
+def test_a_secret_that_is_not_given_is_not_sent(ctl: Ctl, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    ended = ctl("hand-carts", "create", "s", "--name", "n", "--pin", "-")
+    assert (ended.code, ended.err, server.calls) == (2, "relayctl: pin is empty\n", [])
+
+
+def test_nobody_reads(server: Server, home: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    server.replies = [page("a")]
+    environment = {"HOME": str(home), "RELAYCTL_URL": server.url, "RELAYCTL_TOKEN": TOKEN}
+    command = [sys.executable, "-m", "libs.relayctl", "hand-carts", "list", "s"]
+    ended = subprocess.run(command, env=environment, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (141, b"")
+
+
 def test_empty_and_dotted_path_parameters_are_no_parameters(ctl: Ctl, server: Server) -> None:
     for word in ("", ".", ".."):
         assert ctl("hand-carts", "show", "s", word).code == 2
@@ -224,9 +243,14 @@ def test_wrong_usage_is_2(ctl: Ctl, words: list[str], told: str) -> None:
 
 
 def test_help_is_for_everybody(ctl: Ctl) -> None:
-    for words in (["--help"], ["hand-carts", "--help"], ["hand_carts", "create", "-h"], ["login", "--help"]):
+    for words in (
+        ["--help"],
+        ["hand-carts", "--help"],
+        ["hand_carts", "create", "-h"],
+        ["login", "--help"],
+        ["-h", "report", "show"],
+    ):
         ended = ctl(*words)
         assert (ended.code, ended.err) == (0, "")
         assert ended.out.startswith("usage: relayctl")
     assert "hand-carts  create, list, show, delete" in ctl("--help").out
-    assert app.HAND_MADE[0].words == ("login",)
