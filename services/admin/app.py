@@ -6,9 +6,11 @@ answered as if there were no such account, whatever the operation.
 
 import asyncio
 import contextlib
+import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final
 
+import msgspec
 from nats.aio.client import Client
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -72,7 +74,7 @@ def create_app(config: AdminConfig) -> Starlette:
     app = Starlette(
         routes=[
             *(_route(context, authentication, operation) for operation in OPERATIONS),
-            Route("/api/openapi.json", _openapi),
+            Route("/api/openapi.json", _openapi()),
             Route("/healthz", _healthy),
             Route("/readyz", _ready(context, broker, redis)),
             Route("/link", _link(context.public_url)),
@@ -183,8 +185,16 @@ def _ready(context: Context, broker: Client, redis: RedisClient) -> Callable[[Re
     return ready
 
 
-async def _openapi(_: Request) -> Response:
-    return JSONResponse(openapi.document(OPERATIONS, prefix=PREFIX))
+def _openapi() -> Callable[[Request], Awaitable[Response]]:
+    body = msgspec.json.encode(openapi.document(OPERATIONS, prefix=PREFIX))
+    etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+
+    async def document(request: Request) -> Response:
+        is_known = request.headers.get("if-none-match") == etag
+        headers = {"etag": etag, "content-type": "application/json"}
+        return Response(b"" if is_known else body, 304 if is_known else 200, headers=headers)
+
+    return document
 
 
 async def _healthy(_: Request) -> Response:

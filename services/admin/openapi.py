@@ -66,6 +66,7 @@ def _operation(operation: Operation) -> dict[str, Any]:
     described: dict[str, Any] = {
         "summary": operation.summary,
         "operationId": operation.id,
+        "tags": [operation.resource],
         "parameters": [*_path_parameters(operation), *_other_parameters(operation)],
         "responses": {
             str(operation.status): {"description": "Done", "headers": _ETAG, "content": _content(operation)},

@@ -138,7 +138,12 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def id(self) -> str:
         """Its name in the document: `keys_create`."""
-        return self.name or f"{self.handler.__module__.rpartition('.')[2]}_{self.handler.__name__}"
+        return self.name or f"{self.resource}_{self.handler.__name__}"
+
+    @property
+    def resource(self) -> str:
+        """What it is an operation of: the first part of its name."""
+        return self.handler.__module__.rpartition(".")[2]
 
 
 async def read(request: Request, kind: type[_Body]) -> _Body:
