@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TWO := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# hundreds of processes are started by the tests: each would compile our modules anew
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test test-cluster check format bench bench-smoke bench-admission bench-accounting test-clients chaos lock clean
@@ -24,11 +27,13 @@ $(STAMP): requirements-dev.txt
 run: setup  ## the whole relay on this machine, with a demo account (PROFILE=cluster: three of everything)
 	@RELAY_PROFILE=$(PROFILE) exec $(BIN)/python -m libs.localstack run
 
-test: setup  ## every test
-	$(BIN)/python -m pytest
+test: setup  ## every test: two files at a time, then those that must be alone
+	$(TWO) -m "not alone"
+	$(BIN)/python -m pytest -m alone
 
 test-cluster: setup  ## the tests of admission and the upstream pool again, on a Redis Cluster of three nodes
-	RELAY_TEST_REDIS=cluster $(BIN)/python -m pytest -m redis_suite
+	RELAY_TEST_REDIS=cluster $(TWO) -m "redis_suite and not alone"
+	RELAY_TEST_REDIS=cluster $(BIN)/python -m pytest -m "redis_suite and alone"
 
 chaos: setup  ## faults under load for SECONDS (600) with SEED, and a ledger that must come out right
 	$(BIN)/python -m tests.chaos $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
