@@ -135,6 +135,7 @@ def behind_balancer(gateways: list[Gateway], tmp_path: Path, admin_port: int) ->
     return process, Gateway(service)
 
 
+@pytest.mark.alone
 @pytest.mark.anyio
 async def test_a_rolling_restart_cuts_no_stream_and_refuses_nobody(
     relay: Relay, holding: HoldingUpstream, holding_port: int, tmp_path: Path

@@ -116,6 +116,7 @@ async def test_what_is_delivered_again_counts_once(own_relay: Relay) -> None:
         assert await asyncio.to_thread(own_relay.rows, account.id, count) == rows
 
 
+@pytest.mark.alone
 @pytest.mark.anyio
 async def test_a_gateway_that_stood_still_refuses_nobody(relay: Relay) -> None:
     """What came too late only because the process itself did not run is asked for again, not held against the caller."""
