@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-TWO := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# files at a time, of the tests that need not be alone; 0: one after another, in this process
+WORKERS ?= 2
+TOGETHER := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # hundreds of processes are started by the tests: each would compile our modules anew
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -27,13 +29,12 @@ $(STAMP): requirements-dev.txt
 run: setup  ## the whole relay on this machine, with a demo account (PROFILE=cluster: three of everything)
 	@RELAY_PROFILE=$(PROFILE) exec $(BIN)/python -m libs.localstack run
 
-test: setup  ## every test: two files at a time, then those that must be alone
-	$(TWO) -m "not alone"
+test: setup  ## every test: WORKERS (2) files at a time, then those that must be alone
+	$(TOGETHER) -m "not alone"
 	$(BIN)/python -m pytest -m alone
 
 test-cluster: setup  ## the tests of admission and the upstream pool again, on a Redis Cluster of three nodes
-	RELAY_TEST_REDIS=cluster $(TWO) -m "redis_suite and not alone"
-	RELAY_TEST_REDIS=cluster $(BIN)/python -m pytest -m "redis_suite and alone"
+	RELAY_TEST_REDIS=cluster $(BIN)/python -m pytest -m redis_suite
 
 chaos: setup  ## faults under load for SECONDS (600) with SEED, and a ledger that must come out right
 	$(BIN)/python -m tests.chaos $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
