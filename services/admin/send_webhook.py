@@ -12,7 +12,7 @@ import ipaddress
 import re
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import httpcore2
@@ -75,15 +75,17 @@ class WebhookSender:
         url, body = _parse(target.address), notice.json()
         headers = _headers(url, target.secret, notice.id, body)
         answered: list[int] = []
-        failure = None
+        failure, backend = None, _Pinned()
         try:
             async with asyncio.timeout(LIMIT_S):
-                backend = _Pinned(await self._addresses(url))
+                backend.addresses = await self._addresses(url)
                 await self._exchange(backend, url, headers, body, answered)
         except TimeoutError:
             failure = Undelivered(_SLOW, retryable=True)
         except _NETWORK as error:
             failure = Undelivered(_sentence(error), retryable=True)
+        finally:
+            await backend.aclose()
         if not answered:
             raise failure or Undelivered("The receiver gave no answer.", retryable=True)
         if not 200 <= answered[0] < 300:
@@ -126,9 +128,10 @@ class _Url(msgspec.Struct, frozen=True):
 class _Pinned(httpcore2.AsyncNetworkBackend):
     """Dials the addresses that were checked, whatever name it is asked for."""
 
-    def __init__(self, addresses: Sequence[str]) -> None:
-        self._addresses = addresses
+    def __init__(self) -> None:
+        self.addresses: Sequence[str] = []
         self._network = httpcore2.AnyIOBackend()
+        self._opened: list[httpcore2.AsyncNetworkStream] = []
 
     async def connect_tcp(
         self,
@@ -139,12 +142,18 @@ class _Pinned(httpcore2.AsyncNetworkBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore2.AsyncNetworkStream:
         failure: Exception = httpcore2.ConnectError("no address")
-        for address in self._addresses:
+        for address in self.addresses:
             try:
-                return _Bounded(await self._network.connect_tcp(address, port, timeout=_CONNECT_S))
+                self._opened.append(await self._network.connect_tcp(address, port, timeout=_CONNECT_S))
+                return _Bounded(self._opened[-1])
             except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
                 failure = error
         raise failure
+
+    async def aclose(self) -> None:
+        """A handshake that is cancelled leaves its connection open: httpcore2 closes it for errors only."""
+        for stream in self._opened:
+            await stream.aclose()
 
 
 class _Bounded(httpcore2.AsyncNetworkStream):
@@ -230,8 +239,14 @@ def _key(secret: str) -> bytes:
 
 
 def _sentence(error: Exception) -> str:
-    if isinstance(error.__cause__, ssl.SSLCertVerificationError):
+    if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in _causes(error)):
         return "The certificate of the receiver is not valid for its name."
     if isinstance(error, httpcore2.ConnectError | httpcore2.ConnectTimeout):
         return "The receiver cannot be reached."
     return "The connection to the receiver broke, or its answer cannot be read."
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -170,7 +170,7 @@ async def test_names_of_this_machine_are_closed(host: str, trusting: ssl.SSLCont
     """As the system itself resolves them."""
     async with serving(answering(OK)) as server, senders(trusting, send_webhook.resolve, SenderSettings()) as made:
         target = ChannelTarget(kind="webhook", address=f"https://{host}:{server.port}/", secret=SECRET)
-        with pytest.raises(Undelivered, match="not public|cannot be resolved"):
+        with pytest.raises(Undelivered, match=r"not public|cannot be resolved"):
             await made.send(target, notice())
     assert server.wires == []
 
