@@ -58,19 +58,26 @@ class MailServer:
     messages: list[bytes] = field(default_factory=list)
 
     async def speak(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, ssl.SSLError):
-            writer.write(self.refusals.get("HELLO", b"220 mail.example\r\n"))
-            while line := (await reader.readline()).decode().strip():
-                self.commands.append(line)
-                verb = line.split(":", 1)[0].split(" ", 1)[0].upper()
-                writer.write(self.refusals.get(verb) or self._answer(verb))
-                if verb == "DATA" and verb not in self.refusals:
-                    self.messages.append(await reader.readuntil(b"\r\n.\r\n"))
-                    writer.write(self.refusals.get("END", b"250 taken\r\n"))
-                if verb == "STARTTLS":
-                    assert self.context is not None
-                    await writer.start_tls(self.context)
-        writer.close()
+        try:
+            await self._converse(reader, writer)
+        except (ConnectionError, asyncio.IncompleteReadError, ssl.SSLError):
+            pass
+        finally:
+            writer.transport.abort()
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(self.refusals.get("HELLO", b"220 mail.example\r\n"))
+        while line := (await reader.readline()).decode().strip():
+            self.commands.append(line)
+            verb = line.split(":", 1)[0].split(" ", 1)[0].upper()
+            writer.write(self.refusals.get(verb) or self._answer(verb))
+            if verb == "DATA" and verb not in self.refusals:
+                self.messages.append(await reader.readuntil(b"\r\n.\r\n"))
+                writer.write(self.refusals.get("END", b"250 taken\r\n"))
+            await writer.drain()
+            if verb == "STARTTLS":
+                assert self.context is not None
+                await writer.start_tls(self.context)
 
     def _answer(self, verb: str) -> bytes:
         known = b"250-mail.example\r\n" + (b"250-STARTTLS\r\n" if self.context else b"") + b"250 AUTH PLAIN\r\n"
