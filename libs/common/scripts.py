@@ -31,6 +31,7 @@ Script = Literal[
     "audit",
     "admit",
     "check",
+    "usage",
     "renew",
     "finish",
     "reap",

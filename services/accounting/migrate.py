@@ -88,7 +88,7 @@ def fill_in(statement: str, layout: Layout) -> str:
     place = "'/clickhouse/tables/{shard}/{database}/{table}', '{replica}'" if layout.cluster else ""
     statement = statement.replace("{on_cluster}", f"ON CLUSTER '{layout.cluster}'" if layout.cluster else "")
     statement = statement.replace("{partition}", _PARTITIONS[layout.partition])
-    for column in ("version", "computed_at", "applied_at"):
+    for column in ("version", "computed_at", "applied_at", "refused"):
         arguments = ", ".join(filter(None, (place, column)))
         statement = statement.replace(f"{{replacing({column})}}", f"{replicated}ReplacingMergeTree({arguments})")
     return statement.replace("{replacing}", f"{replicated}ReplacingMergeTree({place})")

@@ -181,7 +181,7 @@ class Rewinder:
             await self._keep_claim(states)
             for message in messages:
                 await self._apply(message, is_whole=is_whole)
-        async for messages in log.read(self._jetstream, subjects.STREAM_USAGE, "usage.>", usage):
+        async for messages in log.read(self._jetstream, subjects.STREAM_USAGE, subjects.USAGE_EVENTS, usage):
             await self._keep_claim(states)
             found = [event for message in messages for event in _usage_of(message, states)]
             await settle_again(found, self._ledger, self._debits, self._metrics)

@@ -23,10 +23,12 @@ from libs.common.directory import Directory
 from libs.common.gates import Gates
 from libs.common.leases import Leases
 from libs.common.metrics import Metrics
+from libs.common.pricebook import PriceBook
 from libs.common.redisclient import RedisClient
 from libs.common.runtime import spawn
 from libs.common.scripts import Scripts, StoreUnavailable
 from libs.common.sealing import Sealer
+from libs.common.standing import Standings
 from libs.common.upstreams import Upstreams
 from services.gateway import callers, recovery
 from services.gateway.admission import Gate
@@ -38,6 +40,7 @@ from services.gateway.keeper import LeaseKeeper
 from services.gateway.pool import Pool
 from services.gateway.proxy import Proxy
 from services.gateway.publisher import Publisher
+from services.gateway.refusal_counts import RefusalCounts
 from services.gateway.spool import Spool
 from services.gateway.transport import TransportConfig, UpstreamTransport
 
@@ -63,6 +66,7 @@ def create_app(
     broker = Client()
     spool = Spool(Path(config.spool_directory), metrics, bytes_max=config.spool_bytes_max)
     publisher = Publisher(broker.jetstream(), metrics, spool, is_connected=lambda: broker.is_connected)
+    counts = _refusal_counts(broker, metrics, leases)
     ways = _Ways(config, metrics)
     way = ways.make if transport is None else lambda _: transport
     sealer = Sealer(config.secrets_key)
@@ -78,12 +82,11 @@ def create_app(
         price_book_version=book.version,
     )
     clock = ClockCheck(redis, metrics)
-    lifespan = _lifespan(services, clock, broker, redis, scripts)
+    lifespan = _lifespan(services, clock, counts, broker, redis, scripts)
     directory = Directory(redis, Balances(redis, scripts), upstreams, scripts)
-    throttle, gates = config.unknown_keys_per_minute, Gates(redis, scripts)
     return Proxy(
         local=Starlette(routes=_local_routes(redis, broker, clock, metrics), lifespan=lifespan),
-        gate=Gate(directory, leases, gates, keeper, spool, clock, book, unknown_keys_per_minute=throttle),
+        gate=_gate(redis, scripts, directory, leases, services, clock, book, counts),
         services=services,
         free=FreePaths(pool, config, book, metrics),
         book=book,
@@ -95,7 +98,7 @@ def create_app(
 
 
 def _lifespan(
-    services: Services, clock: ClockCheck, broker: Client, redis: RedisClient, scripts: Scripts
+    services: Services, clock: ClockCheck, counts: RefusalCounts, broker: Client, redis: RedisClient, scripts: Scripts
 ) -> Callable[[Starlette], AbstractAsyncContextManager[None]]:
     config, pool, keeper, publisher = services.config, services.pool, services.keeper, services.publisher
 
@@ -110,6 +113,7 @@ def _lifespan(
             spawn(keeper.run(), name="keep-leases"),
             spawn(pool.run(), name="follow-upstreams"),
             spawn(clock.run(), name="check-clock"),
+            spawn(counts.run(), name="publish-refusals"),
         ]
         await publisher.flush(_REPLAY_S)  # what was left goes first; NATS away does not keep us from serving
         try:
@@ -119,6 +123,7 @@ def _lifespan(
             for task in (connecting, *running):
                 task.cancel()
             await asyncio.wait([connecting, *running])
+            await counts.close()
             await keeper.close()
             await streams.close(broker)
             await services.spool.aclose()
@@ -127,6 +132,36 @@ def _lifespan(
             await redis.aclose()
 
     return lifespan
+
+
+def _gate(
+    redis: RedisClient,
+    scripts: Scripts,
+    directory: Directory,
+    leases: Leases,
+    services: Services,
+    clock: ClockCheck,
+    book: PriceBook,
+    counts: RefusalCounts,
+) -> Gate:
+    return Gate(
+        directory,
+        leases,
+        Gates(redis, scripts),
+        services.keeper,
+        services.spool,
+        clock,
+        book,
+        counts,
+        Standings(scripts, leases.member_of),
+        unknown_keys_per_minute=services.config.unknown_keys_per_minute,
+    )
+
+
+def _refusal_counts(broker: Client, metrics: Metrics, leases: Leases) -> RefusalCounts:
+    return RefusalCounts(
+        broker.jetstream(), metrics, member_of=leases.member_of, is_connected=lambda: broker.is_connected
+    )
 
 
 def _trusted_proxies(config: GatewayConfig) -> callers.Networks:

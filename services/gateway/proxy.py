@@ -17,7 +17,7 @@ from libs.common import ids
 from libs.common.errors import BadRequest, MethodNotAllowed, NotFound, Overloaded, RelayError
 from libs.common.metrics import Metrics
 from libs.common.pricebook import PriceBook
-from services.gateway import admission, asgi, callers, peek
+from services.gateway import admission, asgi, callers, own_usage, peek, ratelimits
 from services.gateway.admission import Gate, Principal, Request
 from services.gateway.callers import Networks
 from services.gateway.cycle import BodyBudget
@@ -97,6 +97,8 @@ class Proxy:
                 await asgi.answer(send, 200, [(b"x-relay-request-id", request_id.encode())], b"")
             case Route.MESSAGES:
                 await self._messages(target, request_id, scope, receive, send)
+            case Route.USAGE:
+                await self._own_usage(request_id, scope, receive, send)
             case _:
                 await self._without_charge(target, request_id, scope, receive, send)
 
@@ -156,6 +158,15 @@ class Proxy:
                     await self._free.model(call, target.model, receive, send, visit)
                 case _:
                     await self._free.models(call, receive, send, visit)
+
+    async def _own_usage(self, request_id: str, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = asgi.request_headers(scope)
+        address = self._address(scope, headers)
+        principal = await self._gate.authenticate(headers, address)
+        async with self._body(principal, receive):
+            checked, standing = await self._gate.standing(principal, address)
+        body = own_usage.body(principal.account_id, principal.key_id, standing)
+        await asgi.answer_json(send, body, request_id, ratelimits.headers(checked.figures))
 
     def _address(self, scope: Scope, headers: Headers) -> str:
         client = scope.get("client")

@@ -109,6 +109,8 @@ class MemoryLedger:
         self.usage: dict[str, dict[str, Any]] = {}
         self.control: dict[int, Row] = {}
         self.credits: dict[str, Row] = {}
+        self.refusals: dict[Row, tuple[int, str]] = {}
+        """Sort key → count and member."""
         self._recorded: list[tuple[int, dict[str, Any]]] = []
 
     async def append_usage(self, rows: Sequence[Row], now_ms: int | None = None) -> None:
@@ -127,6 +129,12 @@ class MemoryLedger:
     async def append_credits(self, rows: Sequence[Row]) -> None:
         """Append rows of `credits`."""
         self.credits |= {row[0]: row for row in rows}
+
+    async def append_refusals(self, rows: Sequence[Row]) -> None:
+        """Append rows of `refusals`; of those of one sort key the one that counts most."""
+        for account_id, minute, key_id, member_id, reason, gateway_id, refused in rows:
+            name = (account_id, minute, key_id, reason, gateway_id)
+            self.refusals[name] = max(self.refusals.get(name, (0, "")), (refused, member_id))
 
     async def settled_before(
         self, settlements: Sequence[Settlement], recorded_before_ms: int

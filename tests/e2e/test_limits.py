@@ -274,7 +274,7 @@ async def test_counting_tokens_takes_nothing_from_messages(relay: Relay, gateway
     await asyncio.sleep(0)
     assert {answer.status for answer in answers} == {200}
     refused = await asyncio.to_thread(count_tokens, gateway, key)
-    assert "requests a minute to count_tokens and the model list" in error_of(refused, 429)["message"]
+    assert "requests a minute to count_tokens, the model list and /v1/usage" in error_of(refused, 429)["message"]
     assert 1 <= int(refused.headers["retry-after"]) <= 3
     message = await asyncio.to_thread(ask, gateway, key)
     assert (message.status_code, left(message, "requests")) == (200, 0)

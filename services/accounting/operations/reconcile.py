@@ -88,7 +88,7 @@ async def _on_their_way(stores: Stores, accounts: set[str]) -> dict[str, int]:
             since = (await stores.jetstream.get_msg(subjects.STREAM_USAGE, floor)).time or since
         except NotFoundError:
             since = log.BEGINNING
-    async for messages in log.read(stores.jetstream, subjects.STREAM_USAGE, "usage.>", since):
+    async for messages in log.read(stores.jetstream, subjects.STREAM_USAGE, subjects.USAGE_EVENTS, since):
         for message in messages:
             if message.metadata.sequence.stream > floor:
                 for event in _settleable(message.data):

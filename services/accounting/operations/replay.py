@@ -68,7 +68,7 @@ async def _control(arguments: argparse.Namespace, stores: Stores, counts: Counte
 
 async def _usage(arguments: argparse.Namespace, stores: Stores, counts: Counter[str], metrics: Metrics) -> None:
     hours = Rollups(stores.ledger, metrics, every_s=stores.config.rollup_seconds)
-    async for messages in log.read(stores.jetstream, subjects.STREAM_USAGE, "usage.>", arguments.start):
+    async for messages in log.read(stores.jetstream, subjects.STREAM_USAGE, subjects.USAGE_EVENTS, arguments.start):
         batch = []
         for message in _before(messages, arguments.end):
             try:

@@ -16,6 +16,7 @@ from libs.common.events import (
     ControlChanged,
     Credit,
     Member,
+    RefusalsCounted,
     UpstreamCredential,
     UsageRecorded,
 )
@@ -178,3 +179,17 @@ def test_one_event_by_itself() -> None:
 
 def test_limits_that_are_not_set_take_no_space() -> None:
     assert b'"limits":{}' in events.encode_control(ControlChanged(entity=ENTITIES[0], actor="a", reason="r", at_ms=5))
+
+
+def test_refusals_are_read_as_they_were_counted_and_never_for_usage() -> None:
+    counted = [
+        RefusalsCounted(
+            account_id="acct_1", key_id="key_1", reason=reason, minute=29_000_000, gateway_id="g1", refused=number
+        )
+        for number, reason in enumerate(("budget", "requests"), 1)
+    ]
+    payload = events.encode_refusals(counted)
+    assert events.decode_refusals(payload) == counted
+    for other, read in ((payload, events.decode_usage), (events.encode_usage([event()]), events.decode_refusals)):
+        with pytest.raises(msgspec.DecodeError):
+            read(other)
