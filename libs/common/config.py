@@ -124,6 +124,13 @@ class AdminConfig(StoreConfig, frozen=True, kw_only=True):
     clickhouse_url: Url = "http://127.0.0.1:8123/relay"
     promotions_seconds: Seconds = 300.0
     """How often promotions that have ended are looked for."""
+    alerts_seconds: Seconds = 30.0
+    """How often alert rules are measured."""
+    smtp_url: Secret = ""
+    """smtp[s]://[user:password@]host[:port][?starttls=1]; empty: no e-mail is sent."""
+    smtp_from: str = ""
+    webhook_networks: str = ""
+    """Networks that webhooks may reach beside global addresses, separated by commas."""
 
 
 def load(kind: type[_Config], environment: Mapping[str, str] | None = None) -> _Config:

@@ -21,6 +21,7 @@ from services.admin.ledger import Ledger
 from services.admin.mirror import Mirror
 from services.admin.passwords import Passwords
 from services.admin.problems import BadInput, Forbidden, Missing, PreconditionFailed, TooLarge
+from services.admin.senders import Senders
 from services.admin.sessions import Sessions
 
 BODY_BYTES_MAX: Final = 64 * 1024
@@ -58,6 +59,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     pool: Upstreams
     passwords: Passwords
     sessions: Sessions
+    senders: Senders
     public_url: str = ""
 
 

@@ -58,6 +58,10 @@ class Senders:
         self._mail = MailSender(server, ssl_context=ssl_context)
         self._chats = ChatSender()
 
+    def check(self, target: ChannelTarget) -> None:
+        """As `check_target`, with these settings."""
+        check_target(target, self._settings)
+
     async def send(self, channel: ChannelTarget, notice: Notice) -> None:
         """One attempt. Raises Undelivered."""
         try:
