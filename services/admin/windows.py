@@ -46,7 +46,7 @@ _WHOLE: Final = (
     " line_classes, line_quantities)"
 )
 _CACHES: Final = f"""
-SELECT rules.id AS id, intDiv(age, {_DAY_S}) > 0 AS is_before, sum(read_) AS read, sum(whole_) AS whole, sum(requests_) AS requests
+SELECT rules.id AS id, intDiv(age, {_DAY_S}) > 0 AS is_before, sum(read_) AS read, sum(whole_) AS whole, sum(requests_) AS n
 FROM (SELECT account_id, member_id, key_id, greatest({{now:Int64}} - toUnixTimestamp(toStartOfMinute(time)), 0) AS age,
   sum({_READ}) AS read_, sum({_WHOLE}) AS whole_, count() AS requests_
   FROM usage FINAL WHERE account_id IN {{accounts:Array(String)}} AND time >= fromUnixTimestamp64Milli({{from_ms:Int64}})
@@ -103,7 +103,7 @@ class Windows:
         found = {rule.id: [CacheUse(), CacheUse()] for rule in rules}
         for row in await self._rows(_CACHES, rules, days=_DAYS_BEFORE):
             found[row["id"]][int(row["is_before"])] = CacheUse(
-                int(row["read"]), int(row["whole"]), int(row["requests"])
+                int(row["read"]), int(row["whole"]), int(row["n"])
             )
         return {name: (now, before) for name, (now, before) in found.items()}
 
