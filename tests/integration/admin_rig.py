@@ -32,15 +32,16 @@ class Admin:
     @classmethod
     @contextlib.asynccontextmanager
     async def over(
-        cls, nats_url: str, redis_url: str, clickhouse_url: str, *, wait: bool = True
+        cls, nats_url: str, redis_url: str, clickhouse_url: str, *, wait: bool = True, **settings: Any
     ) -> AsyncIterator[Self]:
-        """Start the application on these stores; `wait`: until it has found them."""
+        """Start the application on these stores, with these settings; `wait`: until it has found them."""
         config = AdminConfig(
             nats_url=nats_url,
             redis_url=redis_url,
             clickhouse_url=clickhouse_url,
             admin_token=TOKEN,
             secrets_key=SECRETS_KEY,
+            **settings,
         )
         app = create_app(config)
         transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
