@@ -10,18 +10,25 @@ import secrets
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from nats.aio.client import Client
 from redis.exceptions import RedisError
 
 from libs.common import rediskeys
 from libs.common.config import AdminConfig
 from libs.common.redisclient import RedisClient
+from services.admin.backlog import Backlog
+from services.admin.measures import Measures
 from services.admin.new_models import NewModels
+from services.admin.outbox import Outbox
 from services.admin.promotions_end import PromotionsEnd
 from services.admin.resource import Context
+from services.admin.watcher import Watcher
+from services.admin.windows import Windows
 
 _log: Final = logging.getLogger("relay.chores")
 _TURN_S: Final = 1.0
 _LOCK_S: Final = 15
+_OUTBOX_S: Final = 2.0
 
 
 class Chore:
@@ -37,13 +44,15 @@ class Chore:
 class Chores:
     """See the module's docstring."""
 
-    def __init__(self, config: AdminConfig, context: Context, redis: RedisClient) -> None:
+    def __init__(self, config: AdminConfig, context: Context, redis: RedisClient, broker: Client) -> None:
         self._context = context
         self._redis = redis
         self._mark = secrets.token_hex(8)
         self._chores = [
             Chore("end-promotions", config.promotions_seconds, PromotionsEnd(context).run),
             Chore("look-for-models", config.new_models_seconds, NewModels(context).run),
+            Chore("alerts", config.alerts_seconds, _watcher(context, redis, broker).run),
+            Chore("notices", _OUTBOX_S, Outbox(context).run),
         ]
 
     async def run(self) -> None:
@@ -77,3 +86,8 @@ class Chores:
         except (RedisError, OSError):
             return False
         return True
+
+
+def _watcher(context: Context, redis: RedisClient, broker: Client) -> Watcher:
+    windows, backlog = Windows(context.ledger), Backlog(broker)
+    return Watcher(context, Measures(redis, context.balances, context.mirror, windows, context.pool, backlog))
