@@ -3,6 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# files at a time, of the tests that need not be alone; 0: one after another, in this process
+WORKERS ?= 2
+TOGETHER := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# hundreds of processes are started by the tests: each would compile our modules anew
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test test-cluster check format bench bench-smoke bench-admission bench-accounting bench-analytics test-clients chaos lock clean
@@ -24,8 +29,9 @@ $(STAMP): requirements-dev.txt
 run: setup  ## the whole relay on this machine, with a demo account (PROFILE=cluster: three of everything)
 	@RELAY_PROFILE=$(PROFILE) exec $(BIN)/python -m libs.localstack run
 
-test: setup  ## every test
-	$(BIN)/python -m pytest
+test: setup  ## every test: WORKERS (2) files at a time, then those that must be alone
+	$(TOGETHER) -m "not alone"
+	$(BIN)/python -m pytest -m alone
 
 test-cluster: setup  ## the tests of admission and the upstream pool again, on a Redis Cluster of three nodes
 	RELAY_TEST_REDIS=cluster $(BIN)/python -m pytest -m redis_suite

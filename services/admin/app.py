@@ -37,6 +37,7 @@ from services.admin.mirror import Mirror
 from services.admin.passwords import Passwords
 from services.admin.problems import Forbidden, Missing, Problem, WrongMethod, answer_problem, answer_unexpected
 from services.admin.resource import Call, Context, Operation, check_query
+from services.admin.senders import Senders, SenderSettings
 from services.admin.sessions import Sessions
 
 PREFIX: Final = "/api/v1"
@@ -94,7 +95,7 @@ def _lifespan(
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         connecting = spawn(streams.connect(config.nats_url, name="relay-admin", client=broker), name="nats-connect")
-        chores = Chores(config, context, redis)
+        chores = Chores(config, context, redis, broker)
         running = [
             connecting,
             spawn(_after(connecting, context.mirror.run), name="mirror"),
@@ -108,6 +109,7 @@ def _lifespan(
                 task.cancel()
             await asyncio.wait(running)
             await chores.close()
+            context.senders.close()
             await streams.close(broker)
             await context.ledger.close()
             await redis.aclose()
@@ -138,6 +140,7 @@ def _context(config: AdminConfig, broker: Client, redis: RedisClient) -> Context
         passwords=Passwords(),
         sessions=Sessions(redis),
         price_lead_seconds=config.price_lead_seconds,
+        senders=_senders(config),
         public_url=(config.admin_url or f"http://127.0.0.1:{config.admin_port}").rstrip("/"),
     )
 
@@ -148,6 +151,15 @@ def _member_of(mirror: Mirror) -> Callable[[str], str]:
         return key.member_id if key else ""
 
     return member_of
+
+
+def _senders(config: AdminConfig) -> Senders:
+    networks = tuple(filter(None, (text.strip() for text in config.webhook_networks.split(","))))
+    settings = SenderSettings(smtp_url=config.smtp_url, smtp_from=config.smtp_from, allowed_networks=networks)
+    try:
+        return Senders(settings)
+    except ValueError as error:
+        raise ConfigError(f"RELAY_SMTP_URL, RELAY_SMTP_FROM or RELAY_WEBHOOK_NETWORKS: {error}") from None
 
 
 def _route(context: Context, authentication: Authentication, operation: Operation) -> Route:

@@ -22,6 +22,7 @@ from services.admin.ledger import Ledger
 from services.admin.mirror import Mirror
 from services.admin.passwords import Passwords
 from services.admin.problems import BadInput, Forbidden, Missing, PreconditionFailed, TooLarge
+from services.admin.senders import Senders
 from services.admin.sessions import Sessions
 
 BODY_BYTES_MAX: Final = 64 * 1024
@@ -60,6 +61,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     pool: Upstreams
     passwords: Passwords
     sessions: Sessions
+    senders: Senders
     public_url: str = ""
     price_lead_seconds: float = 60.0
     """How long before it counts a price book is published at least."""

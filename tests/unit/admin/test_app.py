@@ -11,7 +11,9 @@ from services.admin.app import OPERATIONS, PREFIX, create_app
 TOKEN = "operator-token-0123"
 
 
-@pytest.mark.parametrize("secrets_key", ["", sealing.new_key(), f"{sealing.new_key()}, {sealing.new_key()}"])
+@pytest.mark.parametrize(
+    "secrets_key", ["", sealing.new_key(), f"{sealing.new_key()}, {sealing.new_key()}"], ids=["none", "one", "two"]
+)
 def test_every_operation_has_its_route(secrets_key: str) -> None:
     app = create_app(AdminConfig(admin_token=TOKEN, secrets_key=secrets_key))
     routes = {
@@ -21,7 +23,9 @@ def test_every_operation_has_its_route(secrets_key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "secrets_key", ["short-and-secret", sealing.new_key()[:-4], f"{sealing.new_key()},short-and-secret"]
+    "secrets_key",
+    ["short-and-secret", sealing.new_key()[:-4], f"{sealing.new_key()},short-and-secret"],
+    ids=["short", "cut off", "the second is short"],
 )
 def test_a_secrets_key_that_is_none_is_named_and_not_shown(secrets_key: str) -> None:
     with pytest.raises(ConfigError, match="RELAY_SECRETS_KEY") as caught:
