@@ -10,7 +10,6 @@ from typing import Annotated, Any, Final, Literal, TypeVar, get_type_hints
 import msgspec
 
 _Config = TypeVar("_Config", bound="StoreConfig")
-_REQUIRED: Final[frozenset[str]] = frozenset()
 _INSTEAD: Final = {"upstream_api_key": "ANTHROPIC_API_KEY"}
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
@@ -121,6 +120,8 @@ class AdminConfig(StoreConfig, frozen=True, kw_only=True):
     """A token for programs that may do everything; empty: there is none, and the first start prints a set-up link."""
     admin_url: UrlOrNone = ""
     """Where people reach the control plane: what links begin with. Empty: this machine."""
+    admin_trusted_proxies: str = ""
+    """Addresses and networks whose `x-forwarded-for` is believed, separated by commas: whom the audit log names."""
     secrets_key: Secret = ""
     """Seals upstream credentials; several, separated by commas, while keys change: the first one seals."""
     clickhouse_url: Url = "http://127.0.0.1:8123/relay"
@@ -145,8 +146,6 @@ def load(kind: type[_Config], environment: Mapping[str, str] | None = None) -> _
         text = environment.get(variable) or environment.get(_INSTEAD.get(name, ""))
         if text:
             values[name] = _read(variable, text, wanted)
-        elif name in _REQUIRED:
-            raise ConfigError(f"{variable} must be set (docs/configuration.md)")
     return kind(**values)
 
 

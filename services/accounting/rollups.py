@@ -26,7 +26,7 @@ _DAY_MS: Final = 24 * _HOUR_MS
 _AT_ONCE: Final = 20
 _DIRTY_MAX: Final = 100_000
 _DAYS_AT_ONCE: Final = 100
-_PAGE_HOURS: Final = 1_000
+_PAGE_HOURS: Final = 2_000
 _FOUND_DAYS_MAX: Final = 10_000
 _OVERLAP: Final = timedelta(hours=1)
 _SHAPE: Final = 2

@@ -9,8 +9,8 @@ from nats.errors import Error as NatsError
 
 from libs.common import config as settings
 from libs.common import sealing, serving, streams
-from services.admin import audit_chain
-from services.admin.app import create_app
+from services.admin import audit_chain, openapi
+from services.admin.app import OPERATIONS, PREFIX, create_app
 from services.admin.ledger import Ledger
 from services.admin.problems import Problem
 
@@ -24,9 +24,13 @@ def main(arguments: Sequence[str]) -> int:
     commands.add_parser("new-secrets-key", help="print a key for RELAY_SECRETS_KEY")
     verify = commands.add_parser("audit-verify", help="verify the log of changes, and the archive against it")
     verify.add_argument("--expect", default="", metavar="HEAD", help="a head that an earlier run printed")
+    commands.add_parser("api-reference", help="print a table of all operations")
     chosen = parser.parse_args(arguments)
     if chosen.command == "new-secrets-key":
         print(sealing.new_key())
+        return 0
+    if chosen.command == "api-reference":
+        print(openapi.reference(OPERATIONS, prefix=PREFIX), end="")
         return 0
     try:
         config = settings.load(settings.AdminConfig)
@@ -36,7 +40,10 @@ def main(arguments: Sequence[str]) -> int:
     except settings.ConfigError as error:
         print(f"admin: {error}", file=sys.stderr)
         return 2
-    serving.run(serving.plain_server(app, host=config.host, port=config.admin_port), log_level=config.log_level)
+    server = serving.plain_server(
+        app, host=config.host, port=config.admin_port, trusted_proxies=config.admin_trusted_proxies
+    )
+    serving.run(server, log_level=config.log_level)
     return 0
 
 

@@ -83,6 +83,7 @@ def create_app(config: AdminConfig) -> Starlette:
         exception_handlers={Problem: answer_problem, 404: _no_path, 405: _no_method, 500: answer_unexpected},
         lifespan=_lifespan(config, context, broker, redis),
     )
+    app.state.context = context
     app.router.redirect_slashes = False  # a redirect would be built from the Host header
     return app
 

@@ -69,7 +69,7 @@ def _check(verdict: Verdict, message: Msg, sequence: int, digest: str, last_of: 
         verdict.faults.append(f"change {sequence} cannot be read")
         return
     before = last_of.get(message.subject, "")
-    if change.previous == before or digest == before:  # the very same change again: one that was parked, and replayed
+    if before in (change.previous, digest):  # the very same change again: one that was parked, and replayed
         return
     if not change.previous:
         verdict.unchained += 1

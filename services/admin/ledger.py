@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Collection, Sequence
+from datetime import datetime
 from typing import Any, Final
 
 from clickhouse_connect.driver import create_async_client
@@ -14,6 +16,8 @@ from libs.common import clock, ids
 from services.admin.problems import Unavailable
 
 Row = dict[str, Any]
+Names = dict[str, list[tuple[datetime, str]]]
+"""By id: since when, what; in order."""
 
 _log: Final = logging.getLogger("relay.ledger")
 _CONNECT_S: Final = 2
@@ -100,6 +104,16 @@ class Ledger:
             {"kind": kind, "account_id": account_id, "after": after, "limit": limit},
         )
 
+    async def names(self, entity_ids: Collection[str]) -> Names:
+        """What keys and members were called, and since when."""
+        if not entity_ids:
+            return {}
+        rows = await self.rows(_NAMES, {"ids": sorted(entity_ids)})
+        found: Names = defaultdict(list)
+        for entity_id, time, name in rows:
+            found[entity_id].append((time, name))
+        return found
+
     async def credits(self, account_id: str, after: str, limit: int) -> list[Row]:
         """Entries of an account, in the order they were made, those after an id."""
         return await self.query(_CREDITS, {"account_id": account_id, "after": after, "limit": limit})
@@ -156,12 +170,24 @@ class Ledger:
             return self._client
 
 
+_NAMES: Final = """
+SELECT entity_id, time, JSONExtractString(entity, 'name') FROM control FINAL
+WHERE kind IN ('key', 'member') AND entity_id IN {ids:Array(String)} ORDER BY sequence
+"""
 _CREDITS: Final = """
 SELECT * FROM credits FINAL WHERE account_id = {account_id:String}
   AND (time, credit_id) > (SELECT max(time), max(credit_id) FROM credits FINAL
     WHERE account_id = {account_id:String} AND credit_id = {after:String})
 ORDER BY time, credit_id LIMIT {limit:UInt32}
 """
+
+
+def name_at(names: Names, entity_id: str, time: datetime) -> str | None:
+    """What a key or a member was called then; of before its first change, the first name. None: not in the archive yet."""
+    told = names.get(entity_id)
+    if not told:
+        return None
+    return next((name for since, name in reversed(told) if since <= time), told[0][1])
 
 
 def _unavailable(error: Exception) -> Unavailable:

@@ -203,13 +203,13 @@ class _Builder:
         return f"SELECT {self._listed(groups, sums)} FROM usage FINAL WHERE {' AND '.join(where)}{self._grouped()}"  # noqa: S608
 
     def _stored(self, table: str, column: str, ranges: Sequence[Range]) -> str:
-        """Groups of an hour or a day lie in arrays. They are unfolded only if somebody asks for a part of them."""
+        """Groups of an hour or a day lie in arrays, and beside them what all come to."""
         asked = {"key" if name == "tag" else name for name in (*self._query.group, *self._query.filters)} & set(
             _ELEMENTS
         )
         names = {name: f"e_{name}" for name in _ELEMENTS}
         unfolded = [f"{_ELEMENTS[name]} AS e_{name}" for name in sorted(asked)]
-        sums = [f"toInt128(sum(arraySum({_ARRAYS[name]}))) AS s_{name}" for name in self.sums]
+        sums = [f"toInt128(sum(all_{name})) AS s_{name}" for name in self.sums]
         if asked:
             unfolded += [f"{_ARRAYS[name]} AS v_{name}" for name in self.sums]
             sums = [f"toInt128(sum(v_{name})) AS s_{name}" for name in self.sums]

@@ -147,6 +147,11 @@ class Rig:
 
 async def until(condition: Callable[[], Awaitable[bool]], seconds: float = WAIT_S) -> None:
     """Return once it holds."""
+    loop = asyncio.get_running_loop()
     async with asyncio.timeout(seconds):
+        asked = loop.time()
         while not await condition():
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(
+                max(0.01, loop.time() - asked)
+            )  # what asking costs is missed by those who are waited for
+            asked = loop.time()
