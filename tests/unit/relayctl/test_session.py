@@ -242,7 +242,13 @@ def test_wrong_usage_is_2(ctl: Ctl, words: list[str], told: str) -> None:
     assert told in ended.err and "s3cret" not in ended.err
 
 
-HELPED = (["--help"], ["hand-carts", "--help"], ["hand_carts", "create", "-h"], ["login", "--help"], ["-h", "report", "show"])
+HELPED = (
+    ["--help"],
+    ["hand-carts", "--help"],
+    ["hand_carts", "create", "-h"],
+    ["login", "--help"],
+    ["-h", "report", "show"],
+)
 
 
 @pytest.mark.parametrize("words", HELPED)
