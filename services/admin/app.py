@@ -35,8 +35,17 @@ from services.admin.control import Control
 from services.admin.ledger import Ledger
 from services.admin.mirror import Mirror
 from services.admin.passwords import Passwords
-from services.admin.problems import Forbidden, Missing, Problem, WrongMethod, answer_problem, answer_unexpected
-from services.admin.resource import Call, Context, Operation, check_query
+from services.admin.problems import (
+    Forbidden,
+    Missing,
+    Overtaken,
+    PreconditionFailed,
+    Problem,
+    WrongMethod,
+    answer_problem,
+    answer_unexpected,
+)
+from services.admin.resource import CHANGED, Call, Context, Operation, check_query, match_of
 from services.admin.senders import Senders, SenderSettings
 from services.admin.sessions import Sessions
 
@@ -180,7 +189,12 @@ def _endpoint(
                 roles = ", ".join(sorted(operation.roles))
                 raise Forbidden(f"Your role is {principal.role}; this is for {roles}{scope}.")
         check_query(request, operation.query, operation.repeatable)
-        return await operation.handler(context, Call(request.scope, request.receive, principal, operation.id))
+        try:
+            return await operation.handler(context, Call(request.scope, request.receive, principal, operation.id))
+        except Overtaken:
+            if "If-Match" in operation.headers and match_of(request) is not None:
+                raise PreconditionFailed(CHANGED) from None
+            raise
 
     return endpoint
 
