@@ -131,6 +131,13 @@ class AdminConfig(StoreConfig, frozen=True, kw_only=True):
     """How long before it counts a price book is published at least: many times RELAY_PRICE_BOOK_SECONDS of the gateways."""
     new_models_seconds: Seconds = 86_400.0
     """How often the upstream's model list is compared with the price book."""
+    alerts_seconds: Seconds = 30.0
+    """How often alert rules are measured."""
+    smtp_url: Secret = ""
+    """smtp[s]://[user:password@]host[:port][?starttls=1]; empty: no e-mail is sent."""
+    smtp_from: str = ""
+    webhook_networks: str = ""
+    """Networks that webhooks may reach beside global addresses, separated by commas."""
 
 
 def load(kind: type[_Config], environment: Mapping[str, str] | None = None) -> _Config:

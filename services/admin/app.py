@@ -35,8 +35,18 @@ from services.admin.control import Control
 from services.admin.ledger import Ledger
 from services.admin.mirror import Mirror
 from services.admin.passwords import Passwords
-from services.admin.problems import Forbidden, Missing, Problem, WrongMethod, answer_problem, answer_unexpected
-from services.admin.resource import Call, Context, Operation, check_query
+from services.admin.problems import (
+    Forbidden,
+    Missing,
+    Overtaken,
+    PreconditionFailed,
+    Problem,
+    WrongMethod,
+    answer_problem,
+    answer_unexpected,
+)
+from services.admin.resource import CHANGED, Call, Context, Operation, check_query, match_of
+from services.admin.senders import Senders, SenderSettings
 from services.admin.sessions import Sessions
 
 PREFIX: Final = "/api/v1"
@@ -94,7 +104,7 @@ def _lifespan(
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         connecting = spawn(streams.connect(config.nats_url, name="relay-admin", client=broker), name="nats-connect")
-        chores = Chores(config, context, redis)
+        chores = Chores(config, context, redis, broker)
         running = [
             connecting,
             spawn(_after(connecting, context.mirror.run), name="mirror"),
@@ -108,6 +118,7 @@ def _lifespan(
                 task.cancel()
             await asyncio.wait(running)
             await chores.close()
+            context.senders.close()
             await streams.close(broker)
             await context.ledger.close()
             await redis.aclose()
@@ -138,6 +149,7 @@ def _context(config: AdminConfig, broker: Client, redis: RedisClient) -> Context
         passwords=Passwords(),
         sessions=Sessions(redis),
         price_lead_seconds=config.price_lead_seconds,
+        senders=_senders(config),
         public_url=(config.admin_url or f"http://127.0.0.1:{config.admin_port}").rstrip("/"),
     )
 
@@ -148,6 +160,15 @@ def _member_of(mirror: Mirror) -> Callable[[str], str]:
         return key.member_id if key else ""
 
     return member_of
+
+
+def _senders(config: AdminConfig) -> Senders:
+    networks = tuple(filter(None, (text.strip() for text in config.webhook_networks.split(","))))
+    settings = SenderSettings(smtp_url=config.smtp_url, smtp_from=config.smtp_from, allowed_networks=networks)
+    try:
+        return Senders(settings)
+    except ValueError as error:
+        raise ConfigError(f"RELAY_SMTP_URL, RELAY_SMTP_FROM or RELAY_WEBHOOK_NETWORKS: {error}") from None
 
 
 def _route(context: Context, authentication: Authentication, operation: Operation) -> Route:
@@ -168,7 +189,12 @@ def _endpoint(
                 roles = ", ".join(sorted(operation.roles))
                 raise Forbidden(f"Your role is {principal.role}; this is for {roles}{scope}.")
         check_query(request, operation.query, operation.repeatable)
-        return await operation.handler(context, Call(request.scope, request.receive, principal, operation.id))
+        try:
+            return await operation.handler(context, Call(request.scope, request.receive, principal, operation.id))
+        except Overtaken:
+            if "If-Match" in operation.headers and match_of(request) is not None:
+                raise PreconditionFailed(CHANGED) from None
+            raise
 
     return endpoint
 

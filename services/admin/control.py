@@ -22,7 +22,7 @@ from libs.common.directory import Directory
 from libs.common.events import ControlChanged, Entity
 from libs.common.scripts import StoreUnavailable
 from services.admin.mirror import Mirror
-from services.admin.problems import Conflict, Unavailable, Unprocessable
+from services.admin.problems import Overtaken, Unavailable, Unprocessable
 
 _log: Final = logging.getLogger("relay.control")
 _WRONG_SEQUENCE: Final = 10071
@@ -118,12 +118,12 @@ class Control:
         return [one for one in found if one is not None]
 
     async def put(self, entity: _E, *, over: Found[Any] | None, by: By) -> Found[_E]:
-        """Write the next state of an entity. Raises Conflict if another change came first, Unavailable."""
+        """Write the next state of an entity. Raises Overtaken if another change came first, Unavailable."""
         (found,) = await self.put_all([(entity, over)], by=by)  # type: ignore[list-item] # the kinds of Entity
         return found
 
     async def put_all(self, puts: Sequence[Put], *, by: By) -> list[Found[Any]]:
-        """Write all of them or none. Raises Conflict if another change of any of them came first, Unavailable."""
+        """Write all of them or none. Raises Overtaken if another change of any of them came first, Unavailable."""
         self._check_connected()
         changes = [
             ControlChanged(
@@ -164,7 +164,7 @@ class Control:
                 if problem == _UNKNOWN and (sequence := await self._sequence_of(puts[-1][0], batch)):
                     return sequence
                 if error.get("err_code") == _WRONG_SEQUENCE:
-                    raise Conflict(_OTHERS)
+                    raise Overtaken(_OTHERS)
                 _log.error("CONTROL does not take a change: %s", error.get("description"))
                 break
             return int(reply["seq"])

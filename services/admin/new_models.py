@@ -4,22 +4,36 @@ Nothing is priced by it: somebody must look at the row, and publish. The rule `u
 """
 
 import logging
+from collections.abc import Sequence
 from typing import Final
 
 import httpx2
 import msgspec
 
 from libs.common import pricebook
+from libs.common.entities import AlertRule
 from libs.common.events import UpstreamCredential
 from libs.common.sealing import SecretsKeyMissing
 from services.admin import book_drafts, books, upstream_calls
 from services.admin.control import By
+from services.admin.measures import Found, Measured, Reading
 from services.admin.problems import Conflict
 from services.admin.resource import Context
 from services.admin.upstream_calls import Listed
 
 _log: Final = logging.getLogger("relay.models")
 _BY: Final = By(actor="relay", address="", reason="the upstream lists models without a price")
+
+
+def reading(context: Context) -> Reading:
+    """What rules of the kind `unknown_model` look at: prepared rows that nobody has looked at yet."""
+
+    async def read(rules: Sequence[AlertRule]) -> Found:
+        draft, _ = await books.draft(context.control)
+        facts = f"Without a price: {', '.join(draft.unreviewed)}." if draft.unreviewed else ""
+        return {rule.id: Measured(len(draft.unreviewed), facts) for rule in rules}
+
+    return read
 
 
 class NewModels:

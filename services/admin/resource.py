@@ -22,6 +22,7 @@ from services.admin.ledger import Ledger
 from services.admin.mirror import Mirror
 from services.admin.passwords import Passwords
 from services.admin.problems import BadInput, Forbidden, Missing, PreconditionFailed, TooLarge
+from services.admin.senders import Senders
 from services.admin.sessions import Sessions
 
 BODY_BYTES_MAX: Final = 64 * 1024
@@ -30,6 +31,7 @@ TEXT: Final = r"^(?![\s\S]*[\x00-\x1f\x7f])[\s\S]*\S"
 PAGE_DEFAULT: Final = 100
 PAGE_MAX: Final = 1000
 _PATTERN_TOLD: Final = re.compile(r"Expected `str` matching regex '.*'", re.DOTALL)
+CHANGED: Final = "It has changed since you read it. Read it again, and decide anew."
 _ETAG: Final = re.compile(r'"(\d{1,19})"', re.ASCII)
 _KEY_CHARS_MAX: Final = 200
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=TEXT)]
@@ -60,6 +62,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     pool: Upstreams
     passwords: Passwords
     sessions: Sessions
+    senders: Senders
     public_url: str = ""
     price_lead_seconds: float = 60.0
     """How long before it counts a price book is published at least."""
@@ -184,14 +187,20 @@ def respond(value: Any, status: int = 200, *, version: int | None = None) -> Res
 
 def check_match(call: Call, found: Found[Any]) -> None:
     """Raise PreconditionFailed if the call's If-Match names another version than the one that stands."""
-    wanted = call.headers.get("if-match")
-    if wanted is None or wanted.strip() == "*":
+    wanted = match_of(call)
+    if wanted is None:
         return
-    match = _ETAG.fullmatch(wanted.strip())
+    match = _ETAG.fullmatch(wanted)
     if match is None:
         raise BadInput('If-Match must be an ETag that an answer gave, such as "42".')
     if int(match[1]) != found.version:
-        raise PreconditionFailed("It has changed since you read it. Read it again, and decide anew.")
+        raise PreconditionFailed(CHANGED)
+
+
+def match_of(request: Request) -> str | None:
+    """The version that the call is about, as it is written; None if any will do."""
+    wanted = request.headers.get("if-match", "*").strip()
+    return None if wanted == "*" else wanted
 
 
 def check_query(request: Request, known: Collection[str], repeatable: Collection[str] = ()) -> None:

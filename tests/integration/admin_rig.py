@@ -37,7 +37,7 @@ class Admin:
     async def over(
         cls, nats_url: str, redis_url: str, clickhouse_url: str, *, wait: bool = True, **settings: Any
     ) -> AsyncIterator[Self]:
-        """Start the application on these stores; `wait`: until it has found them."""
+        """Start the application on these stores, with these settings; `wait`: until it has found them."""
         config = AdminConfig(
             nats_url=nats_url,
             redis_url=redis_url,

@@ -47,7 +47,8 @@ async def make(
     beside: Callable[[Sequence[ApiKey]], Sequence[Put]] = lambda _: (),
 ) -> list[Made]:
     """Make `count` keys, and what changes `beside` them. Raises Problem; then nothing was made."""
-    names = [call.derived_id("key", str(number)) for number in range(count)]
+    # with who calls: a secret is shown again to whom it was shown, and to nobody who uses the same Idempotency-Key
+    names = [call.derived_id("key", call.principal.actor, str(number)) for number in range(count)]
     if (repeated := await _repeated(context, names, request)) is not None:
         return repeated
     keys, secrets = [], []

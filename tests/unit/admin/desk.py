@@ -25,6 +25,7 @@ from services.admin.mirror import Mirror
 from services.admin.passwords import Passwords
 from services.admin.problems import Conflict, Problem, Unprocessable
 from services.admin.resource import Call, Context, Operation
+from services.admin.senders import Senders, SenderSettings
 from services.admin.sessions import Sessions
 
 DOCUMENT: Final[dict[str, Any]] = openapi.document(OPERATIONS, prefix=PREFIX)
@@ -134,6 +135,7 @@ class Desk:
             mirror=control.mirror,
             passwords=Passwords(),
             sessions=Sessions(redisclient.connect(NOBODY)),
+            senders=Senders(SenderSettings()),
             public_url="http://admin",
         )
         return cls(context, control, pool)

@@ -37,6 +37,28 @@ def test_one_credential_cannot_be_put_in_the_place_of_another() -> None:
         Sealer(KEY).open("upst_2", Sealer(KEY).seal("upst_1", SECRET))
 
 
+@given(st.text(), st.text())
+def test_any_text_may_be_sealed(entity_id: str, text: str) -> None:
+    try:
+        sealed = Sealer(KEY).seal_text(entity_id, text)
+    except UnicodeEncodeError:
+        return
+    assert Sealer(KEY).open_text(entity_id, sealed) == text
+    with pytest.raises(CannotOpen):
+        Sealer(KEY).open_text(entity_id + "2", sealed)
+
+
+def test_a_credential_is_no_text_and_a_text_no_credential() -> None:
+    sealer = Sealer(KEY)
+    with pytest.raises(CannotOpen):
+        sealer.open_text("upst_1", sealer.seal("upst_1", SECRET))
+    with pytest.raises(CannotOpen):
+        sealer.open("upst_1", sealer.seal_text("upst_1", "text"))
+    for shut in (Sealer(""), Sealer(new_key())):
+        with pytest.raises(SecretsKeyMissing):
+            shut.open_text("chan_1", sealer.seal_text("chan_1", "text"))
+
+
 def test_while_keys_change_the_first_one_seals_and_each_opens() -> None:
     new = new_key()
     both = Sealer(f"{new}, {KEY}")
