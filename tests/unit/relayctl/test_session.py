@@ -90,7 +90,9 @@ def test_pages_can_be_limited_and_do_not_turn_in_a_circle(ctl: Ctl, server: Serv
     server.replies = [page("a", following="c1"), *[page("b", following="c2")] * 2]
     ended = ctl("hand-carts", "list", "s", "--limit-pages", "1", "--columns", "wheel.size")
     assert (ended.out, ended.err) == ("WHEEL.SIZE\n1\n", "there is more: --cursor c1\n")
-    assert ctl("hand-carts", "list", "s", "--cursor", "c1").code == 4
+    circle = ctl("hand-carts", "list", "s", "--cursor", "c1")
+    assert circle.code == 4 and "the same page again" in circle.err
+    assert [call.path.partition("?")[2] for call in server.calls[1:]] == ["cursor=c1", "cursor=c2"]
     assert ctl("hand-carts", "list", "s", "--limit-pages", "0").code == 2
 
 
@@ -242,15 +244,29 @@ def test_wrong_usage_is_2(ctl: Ctl, words: list[str], told: str) -> None:
     assert told in ended.err and "s3cret" not in ended.err
 
 
-def test_help_is_for_everybody(ctl: Ctl) -> None:
-    for words in (
-        ["--help"],
-        ["hand-carts", "--help"],
-        ["hand_carts", "create", "-h"],
-        ["login", "--help"],
-        ["-h", "report", "show"],
-    ):
-        ended = ctl(*words)
-        assert (ended.code, ended.err) == (0, "")
-        assert ended.out.startswith("usage: relayctl")
+HELPED = (
+    ["--help"],
+    ["hand-carts", "--help"],
+    ["hand_carts", "create", "-h"],
+    ["login", "--help"],
+    ["-h", "report", "show"],
+)
+
+
+@pytest.mark.parametrize("words", HELPED)
+def test_help_is_for_everybody(ctl: Ctl, server: Server, words: list[str]) -> None:
+    ended = ctl(*words)
+    assert (ended.code, ended.err, server.calls) == (0, "", [])
+    assert ended.out.startswith("usage: relayctl")
+
+
+def test_the_overview_has_every_resource(ctl: Ctl) -> None:
     assert "hand-carts  create, list, show, delete" in ctl("--help").out
+
+
+def test_a_token_of_any_form_is_struck_out(ctl: Ctl, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RELAYCTL_TOKEN", "the operators own")
+    assert ctl("report", "show").code == 2
+    monkeypatch.setenv("RELAYCTL_TOKEN", "the-operators-own")
+    server.replies = [Reply(b'{"detail": "the-operators-own is bad"}', 401)]
+    assert ctl("report", "show").err == "relayctl: [secret] is bad\n"
