@@ -108,7 +108,7 @@ def _lifespan(
         running = [
             connecting,
             spawn(_after(connecting, context.mirror.run), name="mirror"),
-            spawn(setup.offer(context), name="set-up"),
+            *([] if config.admin_token else [spawn(setup.offer(context), name="set-up")]),
             spawn(chores.run(), name="chores"),
         ]
         try:

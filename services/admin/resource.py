@@ -30,6 +30,7 @@ TEXT: Final = r"^(?![\s\S]*[\x00-\x1f\x7f])[\s\S]*\S"
 """What people write: something to see, and no control characters. Means the same to Python and to JSON Schema."""
 PAGE_DEFAULT: Final = 100
 PAGE_MAX: Final = 1000
+_WORD_TOLD: Final = re.compile(r"Invalid enum value '(.{40}).+'", re.DOTALL)
 _PATTERN_TOLD: Final = re.compile(r"Expected `str` matching regex '.*'", re.DOTALL)
 CHANGED: Final = "It has changed since you read it. Read it again, and decide anew."
 _ETAG: Final = re.compile(r'"(\d{1,19})"', re.ASCII)
@@ -162,9 +163,13 @@ async def read(request: Request, kind: type[_Body]) -> _Body:
     try:
         return msgspec.json.decode(bytes(body), type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise BadInput(
-            f"The body cannot be read: {_PATTERN_TOLD.sub('Expected text without control characters', str(error))}."
-        ) from None
+        raise BadInput(f"The body cannot be read: {_told(str(error))}.") from None
+
+
+def _told(error: str) -> str:
+    """What is wrong, without our pattern, and without the whole of what was sent in place of a word."""
+    error = _PATTERN_TOLD.sub("Expected text without control characters", error)
+    return _WORD_TOLD.sub(r"Invalid enum value '\1…'", error)
 
 
 def given(body: msgspec.Struct, *names: str) -> dict[str, Any]:

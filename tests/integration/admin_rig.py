@@ -38,14 +38,8 @@ class Admin:
         cls, nats_url: str, redis_url: str, clickhouse_url: str, *, wait: bool = True, **settings: Any
     ) -> AsyncIterator[Self]:
         """Start the application on these stores, with these settings; `wait`: until it has found them."""
-        config = AdminConfig(
-            nats_url=nats_url,
-            redis_url=redis_url,
-            clickhouse_url=clickhouse_url,
-            admin_token=TOKEN,
-            secrets_key=SECRETS_KEY,
-            **settings,
-        )
+        urls = {"nats_url": nats_url, "redis_url": redis_url, "clickhouse_url": clickhouse_url}
+        config = AdminConfig(**urls | {"admin_token": TOKEN, "secrets_key": SECRETS_KEY} | settings)
         app = create_app(config)
         transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
         client = httpx2.AsyncClient(transport=transport, base_url="http://admin", timeout=30)

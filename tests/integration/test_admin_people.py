@@ -180,14 +180,15 @@ async def test_the_first_start_prints_a_link_once_nobody_is_there(
             caplog.clear()
             async with Rig.over(url, redis_url, clickhouse_url):
                 with caplog.at_level(logging.WARNING, "relay.setup"):
-                    async with Admin.over(url, redis_url, clickhouse_url) as admin:
+                    async with Admin.over(url, redis_url, clickhouse_url, admin_token="") as admin:
                         await until(lambda: _printed(caplog))
                         links += re.findall(r"(http\S+link#rli_\S+)", caplog.text)
                         if len(links) == 2:
                             await admin.refused("POST", "/links/accept", 404, json=_body(links[0], email()))
                             session = await admin.done("POST", "/links/accept", json=_body(links[1], email()))
                             assert (session["role"], session["actor"]) == ("operator:owner", FIRST_OWNER_ID)
-                            assert (await admin.done("GET", "/operators"))["data"][0]["status"] == "active"
+                            listed = await admin.done("GET", "/operators", token=session["token"])
+                            assert listed["data"][0]["status"] == "active"
         assert len(links) == 2
     finally:
         process.stop()

@@ -24,6 +24,7 @@ from services.admin.resource import (
     respond,
     time_of,
 )
+from services.admin.resources.accounts import find_account
 from services.admin.resources.times import bounded_ms, query_ms
 
 _WORD_CHARS_MAX: Final = 200
@@ -133,6 +134,8 @@ async def list_page(context: Context, call: Call) -> Response:
         filters["before_ms"], filters["before_id"] = _cursor(query["cursor"])
     limit = page_limit(call)
     rows = await context.ledger.requests(filters, limit + 1)
+    if not rows and call.account_id:
+        await find_account(context, call.account_id)
     views = await _views(context, rows[:limit])
     more = len(rows) > limit
     return respond(RequestPage(views, encode_cursor(views[-1].request_id) if more else None))

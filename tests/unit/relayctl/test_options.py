@@ -12,7 +12,7 @@ from services.admin.app import OPERATIONS, PREFIX
 from tests.unit.relayctl.samples import DOCUMENT
 
 CREATE = next(one for one in Table.of(DOCUMENT).commands if one.id == "hand_carts_create")
-KEYS = next(one for one in Table.of(openapi.document(OPERATIONS, prefix=PREFIX)).commands if one.id == "keys_create")
+REAL = Table.of(openapi.document(OPERATIONS, prefix=PREFIX))
 
 
 def body(*words: str, command: Command = CREATE) -> dict[str, Any]:
@@ -84,6 +84,16 @@ def test_a_schema_that_leads_to_itself_ends() -> None:
     assert options.resolve({"$ref": "#/components/schemas/A"}, {"A": {"$ref": "#/components/schemas/A"}})
 
 
+def real(operation_id: str) -> Command:
+    found = REAL.by_id(operation_id)
+    assert found is not None
+    return found
+
+
+def test_an_object_that_must_be_there_may_be_empty() -> None:
+    assert body("--ids", "k1", command=real("key_batches_change")) == {"ids": ["k1"], "change": {}}
+
+
 def test_a_key_of_the_real_document() -> None:
     words = [
         "--name",
@@ -96,6 +106,6 @@ def test_a_key_of_the_real_document() -> None:
         "team-a",
         "--no-models",
     ]
-    assert body(*words, command=KEYS) == {
+    assert body(*words, command=real("keys_create")) == {
         "name": "laptop", "limits": {"rpm": 60, "budget_day_usd": "1.50"}, "tag": "team-a", "models": None,
     }  # fmt: skip

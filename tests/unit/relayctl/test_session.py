@@ -90,7 +90,9 @@ def test_pages_can_be_limited_and_do_not_turn_in_a_circle(ctl: Ctl, server: Serv
     server.replies = [page("a", following="c1"), *[page("b", following="c2")] * 2]
     ended = ctl("hand-carts", "list", "s", "--limit-pages", "1", "--columns", "wheel.size")
     assert (ended.out, ended.err) == ("WHEEL.SIZE\n1\n", "there is more: --cursor c1\n")
-    assert ctl("hand-carts", "list", "s", "--cursor", "c1").code == 4
+    circle = ctl("hand-carts", "list", "s", "--cursor", "c1")
+    assert circle.code == 4 and "the same page again" in circle.err
+    assert [call.path.partition("?")[2] for call in server.calls[1:]] == ["cursor=c1", "cursor=c2"]
     assert ctl("hand-carts", "list", "s", "--limit-pages", "0").code == 2
 
 
