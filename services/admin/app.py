@@ -21,7 +21,7 @@ from libs.common import failpoints, redisclient, streams
 from libs.common.balances import Balances
 from libs.common.config import AdminConfig, ConfigError
 from libs.common.directory import Directory
-from libs.common.events import ApiKey
+from libs.common.events import Account, ApiKey
 from libs.common.redisclient import RedisClient
 from libs.common.runtime import spawn
 from libs.common.scripts import Scripts
@@ -46,6 +46,7 @@ from services.admin.problems import (
     answer_unexpected,
 )
 from services.admin.resource import CHANGED, Call, Context, Operation, check_query, match_of
+from services.admin.resources.accounts import find_account
 from services.admin.senders import Senders, SenderSettings
 from services.admin.sessions import Sessions
 
@@ -188,6 +189,7 @@ def _endpoint(
                 scope = f" with scope {operation.scope}" if principal.scopes is not None and operation.scope else ""
                 roles = ", ".join(sorted(operation.roles))
                 raise Forbidden(f"Your role is {principal.role}; this is for {roles}{scope}.")
+            await _check_exists(context, request)
         check_query(request, operation.query, operation.repeatable)
         try:
             return await operation.handler(context, Call(request.scope, request.receive, principal, operation.id))
@@ -197,6 +199,13 @@ def _endpoint(
             raise
 
     return endpoint
+
+
+async def _check_exists(context: Context, request: Request) -> None:
+    """Raise Missing if the account in the path does not exist; asked of the log only if this process does not know it."""
+    account_id = str(request.path_params.get("account_id", ""))
+    if account_id and context.mirror.get(Account, account_id) is None:
+        await find_account(context, account_id)
 
 
 def _ready(context: Context, broker: Client, redis: RedisClient) -> Callable[[Request], Awaitable[Response]]:

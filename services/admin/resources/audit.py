@@ -11,7 +11,7 @@ from services.admin import tables
 from services.admin.access import LEADERS, OPERATORS
 from services.admin.ledger import Row
 from services.admin.problems import BadInput
-from services.admin.resource import PAGING, Call, Context, Operation, page_limit, respond
+from services.admin.resource import PAGING, Call, Context, Operation, is_id, page_limit, respond
 from services.admin.resources.times import query_ms
 
 _HIDDEN: Final = frozenset({"password_hash", "link_sha256", "sha256", "sealed"})
@@ -95,6 +95,8 @@ def _bounds(call: Call) -> tuple[list[str], dict[str, Any]]:
     asked = call.query_params
     parameters: dict[str, Any] = {name: asked[name][:_WORD_CHARS_MAX] for name in _FILTERS if name in asked}
     where = ["1", *(_FILTERS[name] for name in parameters)]
+    if "account_id" in asked and not is_id("acct", asked["account_id"]):
+        raise BadInput("account_id must be an id such as acct_ and 32 hex digits.")
     account_id = call.account_id or asked.get("account_id", "")
     if account_id:
         parameters["account_id"] = account_id

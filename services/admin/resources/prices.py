@@ -208,8 +208,7 @@ def _effective_at_ms(context: Context, body: Publication, found: list[books.Book
 
 
 def _check(call: Call, over: Found[PriceDraft] | None) -> None:
-    if over is not None:
-        check_match(call, over)
+    check_match(call, over or Found(None, 0, ""))
 
 
 async def _put(
