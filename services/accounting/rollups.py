@@ -40,7 +40,7 @@ _TOKENS: Final = {
     name: f"sum(toUInt64(arraySum((class, quantity) -> if(class = '{name}', quantity, 0), line_classes, line_quantities)))"
     for name in ("input", "cache_read", "cache_write_5m", "cache_write_1h", "output", "web_search")
 }
-_SUM_UP: Final = """
+SUM_UP: Final = """
 INSERT INTO usage_hours
 SELECT account_id, hour, groupArray(key_id), groupArray(member_id), groupArray(model_answered), groupArray(outcome),
   groupArray(client), groupArray(requests), groupArray(errors), groupArray(limited), groupArray(input), groupArray(cache_read),
@@ -61,12 +61,12 @@ GROUP BY account_id, hour
 _LISTED: Final = """account_id IN {accounts:Array(String)} AND time >= {first:DateTime} AND time < {end:DateTime}
     AND (account_id, toUnixTimestamp(toStartOfHour(time, 'UTC'))) IN
       (SELECT arrayJoin(arrayZip({accounts:Array(String)}, {starts:Array(UInt32)})))"""
-_SUM_UP_LISTED: Final = _SUM_UP.replace("{which}", _LISTED)
+_SUM_UP_LISTED: Final = SUM_UP.replace("{which}", _LISTED)
 _RANGE: Final = """account_id >= {first_account:String} AND account_id <= {last_account:String}
     AND (account_id, toStartOfHour(time, 'UTC')) >= ({first_account:String}, {first:DateTime('UTC')})
     AND (account_id, toStartOfHour(time, 'UTC')) <= ({last_account:String}, {last:DateTime('UTC')})"""
-_SUM_UP_RANGE: Final = _SUM_UP.replace("{which}", _RANGE)
-_SUM_UP_DAYS: Final = """
+_SUM_UP_RANGE: Final = SUM_UP.replace("{which}", _RANGE)
+SUM_UP_DAYS: Final = """
 INSERT INTO usage_days
 SELECT account_id, day, groupArray(model), groupArray(outcome), groupArray(client), groupArray(number), groupArray(failed),
   groupArray(limited), groupArray(input), groupArray(cache_read), groupArray(write_5m), groupArray(write_1h), groupArray(output),
@@ -80,15 +80,19 @@ FROM (
   ARRAY JOIN models AS model, outcomes AS outcome, clients AS client, requests AS a, errors AS b, rate_limited AS c,
     input_tokens AS d, cache_read_tokens AS e, cache_write_5m_tokens AS f, cache_write_1h_tokens AS g, output_tokens AS h,
     web_searches AS i, total_nanos AS j, first_byte_us AS k, first_bytes AS l, duration_us AS m
-  WHERE account_id IN {accounts:Array(String)} AND hour >= {first:DateTime} AND hour < {end:DateTime}
-    AND (account_id, toUnixTimestamp(toStartOfDay(hour, 'UTC'))) IN
-      (SELECT arrayJoin(arrayZip({accounts:Array(String)}, {starts:Array(UInt32)})))
+  WHERE {which}
   GROUP BY account_id, day, model, outcome, client
 )
 GROUP BY account_id, day
 """
+_SUM_UP_DAYS: Final = SUM_UP_DAYS.replace(
+    "{which}",
+    """account_id IN {accounts:Array(String)} AND hour >= {first:DateTime} AND hour < {end:DateTime}
+    AND (account_id, toUnixTimestamp(toStartOfDay(hour, 'UTC'))) IN
+      (SELECT arrayJoin(arrayZip({accounts:Array(String)}, {starts:Array(UInt32)})))""",
+)
 _SINCE: Final = f"SELECT max(computed_at), countIf(account_id = '' AND shape = {_SHAPE}) FROM usage_hours"  # noqa: S608
-_ALL_DONE: Final = f"INSERT INTO usage_hours (account_id, hour, computed_at, shape) SELECT '', 0, now64(6), {_SHAPE}"
+ALL_DONE: Final = f"INSERT INTO usage_hours (account_id, hour, computed_at, shape) SELECT '', 0, now64(6), {_SHAPE}"
 """A row without groups and of no account: hours from before this shape of row have all been made anew."""
 _LATE: Final = """
 SELECT DISTINCT account_id, intDiv(toUnixTimestamp(time), 3600) FROM usage WHERE recorded_at >= {since:DateTime64(3)}
@@ -201,7 +205,7 @@ class Rollups:
             if page:
                 await self._make_anew(page)
             if len(page) < _PAGE_HOURS:
-                await self._archive.run(_ALL_DONE)
+                await self._archive.run(ALL_DONE)
                 return
             account_id, start_s = str(page[-1][0]), int(page[-1][1]) + 3600
 
