@@ -213,7 +213,21 @@ class Repair(msgspec.Struct, frozen=True, kw_only=True, tag="repair"):
     created_at_ms: int
 
 
-Entity = Account | ApiKey | Credit | Member | Repair | UpstreamCredential | ControlOnly
+class PublishedBook(msgspec.Struct, frozen=True, kw_only=True, tag="pricebook"):
+    """A price book that counts from a time on. What was published under a version is never changed (ADR 15)."""
+
+    id: str
+    version: str
+    """As `pricebook.load` takes it."""
+    effective_at_ms: int
+    """Requests whose id carries this time or a later one are priced by it, until another book takes effect."""
+    text: str
+    """The JSON document, as `pricebook.parse` reads it; it names its version too."""
+    created_at_ms: int
+    note: str = ""
+
+
+Entity = Account | ApiKey | Credit | Member | PublishedBook | Repair | UpstreamCredential | ControlOnly
 
 
 class ControlChanged(msgspec.Struct, frozen=True, kw_only=True):

@@ -23,7 +23,7 @@ from services.accounting.control import Change, ControlBatch, apply_control
 from services.accounting.ledger import LedgerUnavailable
 from services.accounting.parking import Trouble, is_hopeless, one_line, park
 from services.accounting.refusals import RefusalsLedger
-from services.accounting.settlement import Debits, UsageLedger
+from services.accounting.settlement import Books, Debits, UsageLedger
 
 _log: Final = logging.getLogger("relay.consumer")
 _ACK_WAIT_S: Final = 60
@@ -201,8 +201,11 @@ class UsageHandler:
 
     dlq_subject = subjects.DLQ_USAGE
 
-    def __init__(self, ledger: UsageArchive, debits: Debits, marks: Marks, hours: Hours, metrics: Metrics) -> None:
+    def __init__(
+        self, ledger: UsageArchive, debits: Debits, books: Books, marks: Marks, hours: Hours, metrics: Metrics
+    ) -> None:
         self._ledger = ledger
+        self._books = books
         self._hours = hours
         self._debits = debits
         self._marks = marks
@@ -228,6 +231,7 @@ class UsageHandler:
                 continue
             batch += decoded
             owners += [position] * len(decoded)
+        await self._books.learn(event.price_book_version for event in batch)
         for one in await settlement.settle_batch(batch, self._ledger, self._debits, self._metrics):
             payload = events.encode_usage([one.event])
             troubles[owners[one.position]].append(Trouble(payload, one.patience, one.reason))

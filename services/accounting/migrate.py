@@ -14,8 +14,6 @@ _PARTITIONS: Final = {"month": "toYYYYMM(time)", "week": "toMonday(time)", "day"
 _DETAILS: Final = (
     "usage",
     "line_models",
-    "line_classes",
-    "line_quantities",
     "line_unit_prices_attos",
     "line_amounts_nanos",
     "attempt_upstreams",
@@ -23,7 +21,7 @@ _DETAILS: Final = (
     "attempt_errors",
     "attempt_durations_us",
 )
-"""Columns that a receipt needs and no sum does."""
+"""Columns that a receipt needs and no sum does. (Tokens are summed up from `line_classes` and `line_quantities`.)"""
 _DETAIL_DAYS: Final = "detail_days"
 _APPLIED: Final = """CREATE TABLE IF NOT EXISTS migrations {on_cluster}
 (

@@ -22,7 +22,7 @@ from libs.common.directory import Directory
 from libs.common.events import ControlChanged, Entity
 from libs.common.scripts import StoreUnavailable
 from services.admin.mirror import Mirror
-from services.admin.problems import Conflict, Unavailable, Unprocessable
+from services.admin.problems import Overtaken, Unavailable, Unprocessable
 
 _log: Final = logging.getLogger("relay.control")
 _WRONG_SEQUENCE: Final = 10071
@@ -118,12 +118,12 @@ class Control:
         return [one for one in found if one is not None]
 
     async def put(self, entity: _E, *, over: Found[Any] | None, by: By) -> Found[_E]:
-        """Write the next state of an entity. Raises Conflict if another change came first, Unavailable."""
+        """Write the next state of an entity. Raises Overtaken if another change came first, Unavailable."""
         (found,) = await self.put_all([(entity, over)], by=by)  # type: ignore[list-item] # the kinds of Entity
         return found
 
     async def put_all(self, puts: Sequence[Put], *, by: By) -> list[Found[Any]]:
-        """Write all of them or none. Raises Conflict if another change of any of them came first, Unavailable."""
+        """Write all of them or none. Raises Overtaken if another change of any of them came first, Unavailable."""
         self._check_connected()
         changes = [
             ControlChanged(
@@ -161,12 +161,12 @@ class Control:
             except nats.errors.Error:
                 break
             if error := reply.get("error"):
-                if error.get("err_code") != _WRONG_SEQUENCE:
-                    _log.error("CONTROL does not take a change: %s", error.get("description"))
-                    break
                 if problem == _UNKNOWN and (sequence := await self._sequence_of(puts[-1][0], batch)):
                     return sequence
-                raise Conflict(_OTHERS)
+                if error.get("err_code") == _WRONG_SEQUENCE:
+                    raise Overtaken(_OTHERS)
+                _log.error("CONTROL does not take a change: %s", error.get("description"))
+                break
             return int(reply["seq"])
         raise Unavailable(problem)
 
@@ -192,7 +192,8 @@ class Control:
     async def _sequence_of(self, entity: Entity, batch: str) -> int | None:
         """Where our change stands, if the newest one is ours: its first sending was stored and the answer got lost.
 
-        nats-server 2.15 compares sequences before it looks for repetitions, so it calls that a wrong sequence.
+        nats-server 2.15 compares the sequence of a single message before it looks for repetitions, so it calls that a wrong
+        sequence; of a batch it says that its message ids are there already.
         """
         try:
             message = await self._jetstream.get_last_msg(subjects.STREAM_CONTROL, _subject(type(entity), entity.id))
@@ -206,7 +207,7 @@ class Control:
         except StoreUnavailable:
             _log.warning("Redis is away; accounting will apply %s", event.entity.id)
             return
-        if result in ("MISSING", "OVER"):
+        if result in ("MISSING", "OVER", "TAKEN", "UNSOUND"):
             _log.warning("%s was not applied (%s); accounting decides", event.entity.id, result)
 
     def _check_connected(self) -> None:

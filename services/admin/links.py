@@ -1,9 +1,11 @@
 """Links that work once: by one, somebody who was invited sets his password, and so proves that the address is his."""
 
+import base64
 import hashlib
 import hmac
 import re
 import secrets
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -24,11 +26,22 @@ _GONE: Final = "This link was used, was replaced by a newer one, or is too old. 
 Person = Operator | Member
 
 
-def new_link(owner_id: str, sign_in: SignIn) -> tuple[str, SignIn]:
-    """A link's token, kept nowhere, and how its owner signs in from now on: a link that was out before is void."""
-    secret = secrets.token_urlsafe(32)
+def new_link(owner_id: str, sign_in: SignIn, *, bits: bytes = b"") -> tuple[str, SignIn]:
+    """A link's token, kept nowhere, and how its owner signs in from now on: a link that was out before is void.
+
+    `bits`: what its secret is made from, if it must be possible to show it again; empty: chance.
+    """
+    secret = _secret(bits or secrets.token_bytes(32))
     kept = msgspec.structs.replace(sign_in, link_sha256=_sha256(secret), link_expires_at_ms=clock.unix_ms() + _KEPT_MS)
     return f"{PREFIX}{owner_id}.{secret}", kept
+
+
+def link_again(owner_id: str, sign_in: SignIn, choices: Sequence[bytes]) -> str | None:
+    """The token of the link that is out, if it was made from one of these bits."""
+    for bits in choices:
+        if hmac.compare_digest(_sha256(_secret(bits)), sign_in.link_sha256):
+            return f"{PREFIX}{owner_id}.{_secret(bits)}"
+    return None
 
 
 async def owner_of(control: Control, token: str) -> tuple[Person, Put]:
@@ -76,6 +89,10 @@ async def claim(control: Control, email: str, owner: Person) -> Put:
     if holder is not None and not is_deleted(holder.entity) and holder.entity.email == email:
         raise Conflict("This e-mail address belongs to somebody already.")
     return login, found
+
+
+def _secret(bits: bytes) -> str:
+    return base64.urlsafe_b64encode(bits).decode().rstrip("=")
 
 
 def _sha256(secret: str) -> str:

@@ -7,6 +7,7 @@ Problem                  status  title
 ├── Missing              404     no such thing
 ├── WrongMethod          405     a known path, another method
 ├── Conflict             409     it has changed, or was done already
+│   └── Overtaken        409     another change came first; 412 for a caller who has sent If-Match
 ├── PreconditionFailed   412     If-Match names another version
 ├── TooLarge             413     more than a request may hold
 ├── Unprocessable        422     readable, but not allowed
@@ -91,6 +92,10 @@ class Conflict(Problem):
 
     status = 409
     title = "Conflict"
+
+
+class Overtaken(Conflict):
+    """Another change came between reading and writing."""
 
 
 class PreconditionFailed(Problem):

@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope
 from libs.common import clock, entities, ids
 from libs.common.balances import Balances
 from libs.common.sealing import Sealer
+from libs.common.standing import Standings
 from libs.common.upstreams import Upstreams
 from services.admin.access import Principal, Roles
 from services.admin.control import By, Control, Found
@@ -29,7 +30,9 @@ TEXT: Final = r"^(?![\s\S]*[\x00-\x1f\x7f])[\s\S]*\S"
 """What people write: something to see, and no control characters. Means the same to Python and to JSON Schema."""
 PAGE_DEFAULT: Final = 100
 PAGE_MAX: Final = 1000
+_WORD_TOLD: Final = re.compile(r"Invalid enum value '(.{40}).+'", re.DOTALL)
 _PATTERN_TOLD: Final = re.compile(r"Expected `str` matching regex '.*'", re.DOTALL)
+CHANGED: Final = "It has changed since you read it. Read it again, and decide anew."
 _ETAG: Final = re.compile(r'"(\d{1,19})"', re.ASCII)
 _KEY_CHARS_MAX: Final = 200
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=TEXT)]
@@ -55,12 +58,15 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     mirror: Mirror
     ledger: Ledger
     balances: Balances
+    standings: Standings
     sealer: Sealer
     pool: Upstreams
     passwords: Passwords
     sessions: Sessions
     senders: Senders
     public_url: str = ""
+    price_lead_seconds: float = 60.0
+    """How long before it counts a price book is published at least."""
 
 
 class Call(Request):
@@ -136,7 +142,12 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def id(self) -> str:
         """Its name in the document: `keys_create`."""
-        return self.name or f"{self.handler.__module__.rpartition('.')[2]}_{self.handler.__name__}"
+        return self.name or f"{self.resource}_{self.handler.__name__}"
+
+    @property
+    def resource(self) -> str:
+        """What it is an operation of: the first part of its name."""
+        return self.handler.__module__.rpartition(".")[2]
 
 
 async def read(request: Request, kind: type[_Body]) -> _Body:
@@ -152,9 +163,13 @@ async def read(request: Request, kind: type[_Body]) -> _Body:
     try:
         return msgspec.json.decode(bytes(body), type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise BadInput(
-            f"The body cannot be read: {_PATTERN_TOLD.sub('Expected text without control characters', str(error))}."
-        ) from None
+        raise BadInput(f"The body cannot be read: {_told(str(error))}.") from None
+
+
+def _told(error: str) -> str:
+    """What is wrong, without our pattern, and without the whole of what was sent in place of a word."""
+    error = _PATTERN_TOLD.sub("Expected text without control characters", error)
+    return _WORD_TOLD.sub(r"Invalid enum value '\1…'", error)
 
 
 def given(body: msgspec.Struct, *names: str) -> dict[str, Any]:
@@ -177,14 +192,20 @@ def respond(value: Any, status: int = 200, *, version: int | None = None) -> Res
 
 def check_match(call: Call, found: Found[Any]) -> None:
     """Raise PreconditionFailed if the call's If-Match names another version than the one that stands."""
-    wanted = call.headers.get("if-match")
-    if wanted is None or wanted.strip() == "*":
+    wanted = match_of(call)
+    if wanted is None:
         return
-    match = _ETAG.fullmatch(wanted.strip())
+    match = _ETAG.fullmatch(wanted)
     if match is None:
         raise BadInput('If-Match must be an ETag that an answer gave, such as "42".')
     if int(match[1]) != found.version:
-        raise PreconditionFailed("It has changed since you read it. Read it again, and decide anew.")
+        raise PreconditionFailed(CHANGED)
+
+
+def match_of(request: Request) -> str | None:
+    """The version that the call is about, as it is written; None if any will do."""
+    wanted = request.headers.get("if-match", "*").strip()
+    return None if wanted == "*" else wanted
 
 
 def check_query(request: Request, known: Collection[str], repeatable: Collection[str] = ()) -> None:

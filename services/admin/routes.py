@@ -5,6 +5,7 @@ from typing import Final
 from services.admin.resource import Operation
 from services.admin.resources import (
     accounts,
+    audit,
     balance,
     channels,
     codes,
@@ -12,13 +13,17 @@ from services.admin.resources import (
     key_batches,
     keys,
     members,
+    models,
     operators,
+    prices,
+    reports,
     requests,
     rules,
     signing_in,
     statements,
     tokens,
     upstreams,
+    usage,
 )
 from services.admin.resources import credits as credit_entries
 
@@ -39,4 +44,9 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     *rules.OPERATIONS,
     *incidents.OPERATIONS,
     *requests.OPERATIONS,
+    *usage.OPERATIONS,
+    *reports.OPERATIONS,
+    *prices.OPERATIONS,
+    *models.OPERATIONS,
+    *audit.OPERATIONS,
 )

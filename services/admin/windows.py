@@ -102,9 +102,7 @@ class Windows:
         """In the window, and in the windows that ended at this time of day on the 7 days before, together."""
         found = {rule.id: [CacheUse(), CacheUse()] for rule in rules}
         for row in await self._rows(_CACHES, rules, days=_DAYS_BEFORE):
-            found[row["id"]][int(row["is_before"])] = CacheUse(
-                int(row["read"]), int(row["whole"]), int(row["n"])
-            )
+            found[row["id"]][int(row["is_before"])] = CacheUse(int(row["read"]), int(row["whole"]), int(row["n"]))
         return {name: (now, before) for name, (now, before) in found.items()}
 
     async def _pairs(self, sql: str, rules: Sequence[AlertRule], **more: Any) -> dict[str, tuple[int, int]]:

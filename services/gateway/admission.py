@@ -55,8 +55,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     address: str
     """The caller's, 32 hex digits."""
     ask: Ask
+    book: PriceBook
+    """The one it goes by from beginning to end."""
     models: tuple[str, ...]
-    """Ids of the price book."""
+    """Ids of that book."""
     path: str
     client: str
     """Client family."""
@@ -74,7 +76,6 @@ class Gate:
         keeper: LeaseKeeper,
         spool: Spool,
         clock: ClockCheck,
-        book: PriceBook,
         counts: RefusalCounts,
         standings: Standings,
         *,
@@ -86,7 +87,6 @@ class Gate:
         self._keeper = keeper
         self._spool = spool
         self._clock = clock
-        self._book = book
         self._counts = counts
         self._standings = standings
         self._unknown_keys_per_minute = unknown_keys_per_minute
@@ -125,7 +125,7 @@ class Gate:
             address=request.address,
             models=request.models,
             input_tokens=request.ask.input_estimated_tokens,
-            hold_nanos=hold.hold_nanos(self._book, request.ask),
+            hold_nanos=hold.hold_nanos(request.book, request.ask),
             memo=memo,
         )
         try:
@@ -139,7 +139,7 @@ class Gate:
             if decision.reason == "closed" and decision.value:  # granted, and Redis died before it could say so
                 self._keeper.void(self._leases.lease_of(admission))
             self._counts.count(principal.account_id, principal.key_id, decision.reason)
-            raise refusals.refusal(decision, book=self._book, ask=request.ask)
+            raise refusals.refusal(decision, book=request.book, ask=request.ask)
         self._keeper.keep(decision.lease)
         self._spool.open(request.id, recovery.open_note(decision.lease.member_id, decision.multiplier_ppm, memo))
         return decision
@@ -182,7 +182,7 @@ class Gate:
                 status=0,
                 outcome="expired",
                 usage={"input_tokens": request.ask.input_estimated_tokens},
-                price_book_version=self._book.version,
+                price_book_version=request.book.version,
                 multiplier_ppm=0,
                 bytes_in=request.bytes_in,
                 client=request.client,

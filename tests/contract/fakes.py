@@ -1,10 +1,10 @@
 """Redis and ClickHouse as accounting sees them, in plain Python. The tests beside this file prove them against the real ones."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from libs.common import clock, money
+from libs.common import clock, money, pricebook
 from libs.common.balances import Balance, CreditResult, Settlement, SettleResult
 from services.accounting.rows import USAGE_COLUMNS, Row
 
@@ -100,6 +100,21 @@ class MemoryHours:
     def touched(self, account_id: str, time_ms: int) -> None:
         """As `Rollups.touched`."""
         self.hours.add((account_id, time_ms // 3_600_000))
+
+
+class MemoryBooks:
+    """What `Books` does for accounting: a version that is not known is looked up, and is known from then on."""
+
+    def __init__(self, **texts: str) -> None:
+        self.texts = texts
+        self.lookups = 0
+
+    async def learn(self, versions: Iterable[str]) -> None:
+        """Make known what is published."""
+        if not all(map(pricebook.is_known, set(versions))):
+            self.lookups += 1
+            for version, text in self.texts.items():
+                pricebook.register(version, text)
 
 
 class MemoryLedger:

@@ -13,6 +13,7 @@ from libs.common.entities import AlertRule, Channel, Incident, RuleKind
 from libs.common.events import Account, ApiKey
 from libs.common.scripts import Scripts
 from libs.common.sealing import Sealer
+from libs.common.standing import Standings
 from libs.common.upstreams import Upstreams
 from services.admin import targets
 from services.admin.backlog import Backlog
@@ -61,6 +62,7 @@ class Alerts:
             mirror=mirror,
             ledger=Ledger(rig.config.clickhouse_url),
             balances=balances,
+            standings=Standings(scripts, lambda _: ""),
             sealer=Sealer(sealing.new_key()),
             pool=pool,
             passwords=Passwords(),

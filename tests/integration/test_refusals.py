@@ -23,7 +23,7 @@ from services.accounting.operations import reconcile, replay
 from services.accounting.stores import open_stores
 from services.gateway.app import create_app
 from services.gateway.cycle import BodyBudget
-from tests.contract.fakes import MemoryHours, MemoryMarks
+from tests.contract.fakes import MemoryBooks, MemoryHours, MemoryMarks
 from tests.integration.accounting_rig import Rig, until
 from tests.integration.gateway_rig import Gateway, running, upstream
 from tests.integration.test_operations import Operator
@@ -137,7 +137,7 @@ async def test_poison_is_parked_and_what_stands_beside_it_goes_on(rig: Rig) -> N
     consumer = Consumer(
         rig.jetstream,
         await subscribe(rig.jetstream, subjects.STREAM_USAGE, "usage.>"),
-        UsageHandler(rig.ledger, rig.balances, MemoryMarks(), MemoryHours(), metrics),
+        UsageHandler(rig.ledger, rig.balances, MemoryBooks(), MemoryMarks(), MemoryHours(), metrics),
         metrics,
         batch_messages_max=20,
         batch_seconds=0.05,

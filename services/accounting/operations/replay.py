@@ -79,6 +79,7 @@ async def _usage(arguments: argparse.Namespace, stores: Stores, counts: Counter[
             batch += [event for event in found if arguments.account in (None, event.account_id)]
         counts["events"] += len(batch)
         if not arguments.dry_run:
+            await stores.books.learn(event.price_book_version for event in batch)
             unsettled = await settle_batch(batch, stores.ledger, stores.balances, metrics)
             counts["unsettled"] += len(unsettled)
             bad = {one.position for one in unsettled}

@@ -103,11 +103,14 @@ class Redeemed(msgspec.Struct, kw_only=True):
 
 
 async def create(context: Context, call: Call) -> Response:
-    """POST /codes. The same Idempotency-Key gives the same codes."""
+    """POST /codes. The same Idempotency-Key gives the same codes, to the same caller."""
     body = await read(call, NewCodes)
     amount_nanos = _amount(body.amount_usd)
-    batch_id, request = call.derived_id("batch"), digest(body)
-    codes = _codes(context, batch_id, body.count)
+    batch_id, request = call.derived_id("batch", call.principal.actor), digest(body)
+    if batch_id is not None and (again := await _repeated(context, batch_id, body.count, request)):
+        return respond(CreatedCodes(batch_id=batch_id, codes=again), 201)
+    codes = _codes(_bits(context, batch_id)[0], body.count)
+    expires_at_ms = expiry_ms(body.expires_at)
     made = [
         RedeemCode(
             id=code_id(code),
@@ -116,21 +119,19 @@ async def create(context: Context, call: Call) -> Response:
             amount_nanos=amount_nanos,
             created_at_ms=clock.unix_ms(),
             uses_max=body.uses_max,
-            expires_at_ms=expiry_ms(body.expires_at, in_future=False),
+            expires_at_ms=expires_at_ms,
             credit_days=body.credit_days,
             reason=body.reason,
         )
         for code in codes
     ]
     made = [msgspec.structs.replace(one, batch_id=made[0].batch_id) for one in made]
-    if batch_id is None or await context.control.first(RedeemCode, made[0].id, request) is None:
-        expiry_ms(body.expires_at)
-        try:
-            puts: list[Put] = [(one, None) for one in made]
-            await context.control.put_all(puts, by=call.by(body.reason, request if batch_id else ""))
-        except Conflict:
-            if batch_id is None or await context.control.first(RedeemCode, made[0].id, request) is None:
-                raise
+    puts: list[Put] = [(one, None) for one in made]
+    try:
+        await context.control.put_all(puts, by=call.by(body.reason, request if batch_id else ""))
+    except Conflict:  # it may be its own twin, sent at the same time, that was in the way
+        if batch_id is None or await _repeated(context, batch_id, body.count, request) is None:
+            raise
     return respond(CreatedCodes(batch_id=made[0].batch_id, codes=codes), 201)
 
 
@@ -167,9 +168,15 @@ async def redeem(context: Context, call: Call) -> Response:
     for _ in range(_TRIES_MAX):  # a code of many uses is redeemed by many at once
         try:
             return await _answered(context, call, await _redeemed(context, call, account, name, credit_id))
-        except Conflict:
+        except (
+            Conflict,
+            Missing,
+            Unprocessable,
+        ) as problem:  # its own twin, sent at the same time, may have used the code up
             if (done := await context.control.find(Credit, credit_id)) is not None:
                 return await _answered(context, call, done.entity)
+            if not isinstance(problem, Conflict):
+                raise
     raise Conflict("Many redeem this code just now. Try again.")
 
 
@@ -209,13 +216,26 @@ def code_id(code: str) -> str:
     return ids.derived_id("code", _NOT_WRITTEN.sub("", code).upper())
 
 
-def _codes(context: Context, batch_id: str | None, count: int) -> list[str]:
+async def _repeated(context: Context, batch_id: str, count: int, request: str) -> list[str] | None:
+    """The codes that this call has made before, also if RELAY_SECRETS_KEY has got a new key in front since; None: none."""
+    for bits in _bits(context, batch_id):
+        codes = _codes(bits, count)
+        if await context.control.first(RedeemCode, code_id(codes[0]), request) is not None:
+            return codes
+    return None
+
+
+def _bits(context: Context, batch_id: str | None) -> list[bytes]:
+    """What the codes of a batch are made from, by each key there is."""
     if batch_id is None:
-        return [_code(secrets.token_bytes(32)) for _ in range(count)]
+        return [secrets.token_bytes(32)]
     try:
-        (bits, *_) = context.sealer.derive(batch_id)
+        return context.sealer.derive(batch_id)
     except SecretsKeyMissing:
         raise Conflict(_NO_SECRETS_KEY) from None
+
+
+def _codes(bits: bytes, count: int) -> list[str]:
     return [_code(hashlib.sha256(bits + str(number).encode()).digest()) for number in range(count)]
 
 

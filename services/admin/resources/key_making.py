@@ -16,7 +16,9 @@ from services.admin.control import Put
 from services.admin.problems import Conflict
 from services.admin.resource import Call, Context
 
-_NO_SECRETS_KEY: Final = "Idempotency-Key: RELAY_SECRETS_KEY is not set, and without it a secret cannot be answered twice."
+_NO_SECRETS_KEY: Final = (
+    "Idempotency-Key: RELAY_SECRETS_KEY is not set, and without it a secret cannot be answered twice."
+)
 _NOT_AGAIN: Final = (
     "This key was made before, and its secret cannot be shown again: RELAY_SECRETS_KEY has changed since. Rotate it."
 )
@@ -45,7 +47,8 @@ async def make(
     beside: Callable[[Sequence[ApiKey]], Sequence[Put]] = lambda _: (),
 ) -> list[Made]:
     """Make `count` keys, and what changes `beside` them. Raises Problem; then nothing was made."""
-    names = [call.derived_id("key", str(number)) for number in range(count)]
+    # with who calls: a secret is shown again to whom it was shown, and to nobody who uses the same Idempotency-Key
+    names = [call.derived_id("key", call.principal.actor, str(number)) for number in range(count)]
     if (repeated := await _repeated(context, names, request)) is not None:
         return repeated
     keys, secrets = [], []

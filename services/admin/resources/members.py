@@ -15,6 +15,7 @@ from services.admin.access import EVERYBODY, LEADERS, SUPPORT
 from services.admin.control import Found, Put
 from services.admin.problems import Conflict, Missing
 from services.admin.resource import (
+    IDEMPOTENT,
     MATCHED,
     PAGING,
     Call,
@@ -22,6 +23,7 @@ from services.admin.resource import (
     Name,
     Operation,
     check_match,
+    digest,
     forbid,
     given,
     is_id,
@@ -33,7 +35,7 @@ from services.admin.resource import (
 from services.admin.resources import limits
 from services.admin.resources.accounts import find_account
 from services.admin.resources.limits import LimitsChange, LimitsView
-from services.admin.resources.people import ActiveOrNot, Link, link_view
+from services.admin.resources.people import ActiveOrNot, Link, invite, link_view
 from services.admin.resources.signing_in import Email
 
 _OWNERS: Final = "Only an owner of the account, or the operator, deals with owners."
@@ -80,7 +82,7 @@ class CreatedMember(MemberView, kw_only=True):
 
 
 class MemberPage(msgspec.Struct):
-    """Members of an account in the order they were made, deleted ones included."""
+    """Members of an account in the order of their ids, deleted ones included."""
 
     data: list[MemberView]
     next_cursor: str | None
@@ -95,24 +97,21 @@ async def find_member(context: Context, account_id: str, member_id: str) -> Foun
 
 
 async def create(context: Context, call: Call) -> Response:
-    """POST /accounts/{account_id}/members."""
+    """POST /accounts/{account_id}/members. The same Idempotency-Key gives the same member, with the same link."""
     body = await read(call, NewMember)
     account = (await find_account(context, call.account_id)).entity
     _check_owners(call, body.role)
     member = Member(
-        id=ids.new_member_id(),
+        id=call.derived_id("memb", call.principal.actor) or ids.new_member_id(),
         account_id=account.id,
         name=body.name,
         created_at_ms=clock.unix_ms(),
         limits=limits.changed(Limits(), body.limits),
+        email="" if body.email is None else links.email_of(body.email),
         role=body.role,
     )
-    if body.email is None:
-        one = await context.control.put(member, over=None, by=call.by("created"))
-        return respond(_created(member, None), 201, version=one.version)
-    token, member, claim = await _invited(context, member, body.email)
-    one, _ = await context.control.put_all([(member, None), claim], by=call.by("invited"))
-    return respond(_created(member, link_view(context, token, member.sign_in)), 201, version=one.version)
+    member, link, version = await invite(context, call, member, digest(body))
+    return respond(_created(member, link), 201, version=version)
 
 
 async def list_all(context: Context, call: Call) -> Response:
@@ -141,8 +140,9 @@ async def change(context: Context, call: Call) -> Response:
     )
     puts: list[Put] = []
     if body.email is not UNSET and links.email_of(body.email) != one.entity.email:
-        _, changed, claim = await _invited(context, changed, body.email)
-        puts.append(claim)
+        if changed.status == "disabled":
+            raise Conflict("A disabled member is not invited: enable him first, then change his address.")
+        changed = await _invited_again(context, changed, body.email, puts)
     return await _put(context, call, one, changed, puts, "changed")
 
 
@@ -165,11 +165,12 @@ async def new_link(context: Context, call: Call) -> Response:
     return respond(link_view(context, token, sign_in), 201)
 
 
-async def _invited(context: Context, member: Member, email: str) -> tuple[str, Member, Put]:
-    """The link's token, the member as he is now, and what makes the address his."""
-    token, sign_in = links.new_link(member.id, msgspec.structs.replace(member.sign_in, password_hash=""))
+async def _invited_again(context: Context, member: Member, email: str, puts: list[Put]) -> Member:
+    """The member as he is now; what makes the address his is added to `puts`."""
+    _, sign_in = links.new_link(member.id, msgspec.structs.replace(member.sign_in, password_hash=""))
     member = msgspec.structs.replace(member, email=links.email_of(email), status="invited", sign_in=sign_in)
-    return token, member, await links.claim(context.control, member.email, member)
+    puts.append(await links.claim(context.control, member.email, member))
+    return member
 
 
 async def _put(
@@ -220,7 +221,7 @@ _ONE: Final = f"{_ALL}/{{member_id}}"
 OPERATIONS = (
     Operation(
         method="POST", path=_ALL, handler=create, summary="Create or invite a member", body=NewMember,
-        answer=CreatedMember, status=201, roles=SUPPORT | LEADERS, scope="members:write",
+        answer=CreatedMember, status=201, headers=IDEMPOTENT, roles=SUPPORT | LEADERS, scope="members:write",
     ),
     Operation(
         method="GET", path=_ALL, handler=list_all, summary="List members", answer=MemberPage, query=PAGING,

@@ -11,6 +11,7 @@ from services.admin.access import OPERATOR_OWNER, OPERATORS
 from services.admin.control import Found
 from services.admin.problems import Conflict
 from services.admin.resource import (
+    IDEMPOTENT,
     MATCHED,
     PAGING,
     Call,
@@ -18,6 +19,7 @@ from services.admin.resource import (
     Name,
     Operation,
     check_match,
+    digest,
     found,
     given,
     page,
@@ -25,7 +27,7 @@ from services.admin.resource import (
     respond,
     time_of,
 )
-from services.admin.resources.people import ActiveOrNot, Link, link_view
+from services.admin.resources.people import ActiveOrNot, Link, invite, link_view
 from services.admin.resources.signing_in import Email
 
 
@@ -63,28 +65,25 @@ class InvitedOperator(OperatorView, kw_only=True):
 
 
 class OperatorPage(msgspec.Struct):
-    """In the order they were made; deleted ones too."""
+    """In the order of their ids; deleted ones too."""
 
     data: list[OperatorView]
     next_cursor: str | None
 
 
 async def create(context: Context, call: Call) -> Response:
-    """POST /operators."""
+    """POST /operators. The same Idempotency-Key gives the same operator, with the same link."""
     body = await read(call, NewOperator)
     operator = Operator(
-        id=ids.new_id("oper"),
+        id=call.derived_id("oper", call.principal.actor) or ids.new_id("oper"),
         name=body.name,
         email=links.email_of(body.email),
         role=body.role,
         created_at_ms=clock.unix_ms(),
     )
-    token, sign_in = links.new_link(operator.id, operator.sign_in)
-    operator = msgspec.structs.replace(operator, sign_in=sign_in)
-    claim = await links.claim(context.control, operator.email, operator)
-    one, _ = await context.control.put_all([(operator, None), claim], by=call.by("invited"))
-    link = link_view(context, token, sign_in)
-    return respond(InvitedOperator(link=link, **msgspec.structs.asdict(_view(operator))), 201, version=one.version)
+    operator, link, version = await invite(context, call, operator, digest(body))
+    assert link is not None, "an operator has an address"
+    return respond(InvitedOperator(link=link, **msgspec.structs.asdict(_view(operator))), 201, version=version)
 
 
 async def list_all(context: Context, call: Call) -> Response:
@@ -151,7 +150,7 @@ _ONE = "/operators/{operator_id}"
 OPERATIONS = (
     Operation(
         method="POST", path="/operators", handler=create, summary="Invite an operator", body=NewOperator,
-        answer=InvitedOperator, status=201, roles=OPERATOR_OWNER, scope="operators:write",
+        answer=InvitedOperator, status=201, headers=IDEMPOTENT, roles=OPERATOR_OWNER, scope="operators:write",
     ),
     Operation(
         method="GET", path="/operators", handler=list_all, summary="List operators", answer=OperatorPage, query=PAGING,

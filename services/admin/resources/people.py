@@ -1,11 +1,24 @@
 """What operators and members have in common in the API."""
 
-from typing import Literal
+from typing import Final, Literal, TypeVar
 
 import msgspec
 
-from libs.common.entities import SignIn
-from services.admin.resource import Context, time_of
+from libs.common.entities import Operator, SignIn
+from libs.common.events import Member
+from libs.common.sealing import SecretsKeyMissing
+from services.admin import links
+from services.admin.control import Put
+from services.admin.problems import Conflict
+from services.admin.resource import Call, Context, time_of
+
+_NO_SECRETS_KEY: Final = (
+    "Idempotency-Key: RELAY_SECRETS_KEY is not set, and without it a link cannot be answered twice."
+)
+_NOT_AGAIN: Final = (
+    "This was done before, and its link cannot be shown again: RELAY_SECRETS_KEY has changed. Make a new link."
+)
+_Person = TypeVar("_Person", Operator, Member)
 
 ActiveOrNot = Literal["active", "disabled"]
 
@@ -20,3 +33,48 @@ class Link(msgspec.Struct):
 def link_view(context: Context, token: str, sign_in: SignIn) -> Link:
     """The link, shown once. Its token stands behind #, so that no server's log has it."""
     return Link(f"{context.public_url}/link#{token}", time_of(sign_in.link_expires_at_ms))
+
+
+async def invite(
+    context: Context, call: Call, person: _Person, request: str
+) -> tuple[_Person, Link | None, int | None]:
+    """Write somebody new, with a link if he has an address: as he is, the link, and his version.
+
+    The same Idempotency-Key gives the same person and link: he must have the id that it makes. Raises Conflict, Unprocessable.
+    """
+    is_repeatable = "idempotency-key" in call.headers
+    if is_repeatable and (first := await context.control.first(type(person), person.id, request)):
+        return first, _link_again(context, first), None
+    token = ""
+    puts: list[Put] = []
+    if person.email:
+        bits = _bits(context, person.id)[0] if is_repeatable else b""
+        token, sign_in = links.new_link(person.id, person.sign_in, bits=bits)
+        person = msgspec.structs.replace(person, status="invited", sign_in=sign_in)
+    try:
+        if person.email:
+            puts.append(await links.claim(context.control, person.email, person))
+        by = call.by("invited" if person.email else "created", request if is_repeatable else "")
+        one, *_ = await context.control.put_all([(person, None), *puts], by=by)
+    except Conflict:  # it may be its own twin, sent at the same time, that was in the way
+        first = await context.control.first(type(person), person.id, request) if is_repeatable else None
+        if first is None:
+            raise
+        return first, _link_again(context, first), None
+    return person, link_view(context, token, person.sign_in) if token else None, one.version
+
+
+def _link_again(context: Context, person: Operator | Member) -> Link | None:
+    if not person.email:
+        return None
+    token = links.link_again(person.id, person.sign_in, _bits(context, person.id))
+    if token is None:
+        raise Conflict(_NOT_AGAIN)
+    return link_view(context, token, person.sign_in)
+
+
+def _bits(context: Context, owner_id: str) -> list[bytes]:
+    try:
+        return context.sealer.derive(f"link {owner_id}")
+    except SecretsKeyMissing:
+        raise Conflict(_NO_SECRETS_KEY) from None

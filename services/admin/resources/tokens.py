@@ -87,6 +87,8 @@ async def create(context: Context, call: Call) -> Response:
 
 async def list_all(context: Context, call: Call) -> Response:
     """GET /tokens, GET /accounts/{account_id}/tokens."""
+    if call.account_id:
+        await find_account(context, call.account_id)
     shown, following = page(call, context.mirror.of_account(ServiceToken, call.account_id), lambda one: one.id)
     return respond(TokenPage([_view(one) for one in shown], following))
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from libs.common import ids
-from libs.common.events import Attempt, Member, UpstreamCredential
+from libs.common.events import Attempt, Member, PublishedBook, UpstreamCredential
 from libs.common.pricing import FREE, price_event
 from services.accounting import rows
 from services.accounting.migrate import _files, _statements
@@ -125,6 +125,8 @@ def test_control_rows_of_members_and_upstreams() -> None:
         id="upst_1", name="u", created_at_ms=1, base_url="https://a", sealed="sealed", hint="abcd"
     )
     assert rows.control_row(changed(shared), 2)[1:4] == ("upstream", "upst_1", "")
+    book = PublishedBook(id="book_1", version="2026-12-01", effective_at_ms=5, text="{}", created_at_ms=1)
+    assert rows.control_row(changed(book), 3)[1:4] == ("pricebook", "book_1", "")
 
 
 def test_control_rows() -> None:

@@ -12,7 +12,9 @@ from nats.aio.client import Client
 from libs.common import events, redisclient
 from libs.common.balances import Balances
 from libs.common.events import ControlChanged
+from libs.common.scripts import Scripts
 from libs.common.sealing import Sealer
+from libs.common.standing import Standings
 from libs.common.upstreams import Shared, Upstreams
 from services.admin import openapi
 from services.admin.access import Principal
@@ -127,6 +129,7 @@ class Desk:
             control=control,
             ledger=MemoryLedger(control),
             balances=Balances(redisclient.connect(NOBODY)),
+            standings=Standings(Scripts(redisclient.connect(NOBODY)), lambda _: ""),
             sealer=Sealer(",".join(secrets_keys)),
             pool=pool,
             mirror=control.mirror,

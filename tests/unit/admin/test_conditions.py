@@ -1,5 +1,6 @@
 """When rules fire and when they may fire again; what a rule takes; and what is told."""
 
+import itertools
 from typing import Any, get_args
 
 import pytest
@@ -101,7 +102,7 @@ def test_incidents_are_as_many_as_crossings(values: list[int], threshold: int) -
             case "over":
                 latest = OVER
     above = [False, *(value > threshold for value in values)]
-    assert opened == sum(b and not a for a, b in zip(above, above[1:], strict=False))
+    assert opened == sum(b and not a for a, b in itertools.pairwise(above))
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from libs.common.events import (
     ControlChanged,
     Credit,
     Member,
+    PublishedBook,
     RefusalsCounted,
     UpstreamCredential,
     UsageRecorded,
@@ -92,6 +93,7 @@ ENTITIES: list[events.Entity] = [
     UpstreamCredential(
         id="upst_1", name="n", created_at_ms=2, base_url="https://a", sealed="s", hint="abcd", weight=3, in_flight_max=9
     ),
+    PublishedBook(id="book_1", version="2026-12-01", effective_at_ms=5, text='{"é": 1}', created_at_ms=3, note="dearer"),
     Credit(id="cred_1", account_id="acct_1", amount_nanos=-(10**15), reason="refund", created_at_ms=3),
 ]  # fmt: skip
 

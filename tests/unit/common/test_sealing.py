@@ -76,13 +76,20 @@ def test_without_a_key_nothing_is_sealed_or_opened(keys: str) -> None:
         Sealer(keys).open("upst_1", "x")
 
 
-@pytest.mark.parametrize("sealed", ["", "x", "ünlesbar", Fernet(KEY).encrypt(b"{}").decode(), "gAAAA" + "A" * 95])
+@pytest.mark.parametrize(
+    "sealed",
+    ["", "x", "ünlesbar", pytest.param(Fernet(KEY).encrypt(b"{}").decode(), id="another text"), "gAAAA" + "A" * 95],
+)
 def test_what_was_never_sealed_does_not_open(sealed: str) -> None:
     with pytest.raises(CannotOpen):
         Sealer(KEY).open("upst_1", sealed)
 
 
-@pytest.mark.parametrize("keys", ["secret-but-short", KEY + ",nonsense!", "ü" * 44, KEY[:-2]])
+@pytest.mark.parametrize(
+    "keys",
+    ["secret-but-short", KEY + ",nonsense!", "ü" * 44, KEY[:-2]],
+    ids=["short", "the second is none", "of other letters", "cut off"],
+)
 def test_what_is_no_key_is_refused_and_not_shown(keys: str) -> None:
     with pytest.raises(ConfigError, match="RELAY_SECRETS_KEY holds what is no key") as caught:
         Sealer(keys)

@@ -18,7 +18,7 @@ def matches(pattern: str, subject: str) -> bool:
     [
         *((subjects.usage_subject(number), subjects.STREAM_USAGE) for number in (0, 7, ids.PARTITIONS - 1)),
         (subjects.refused_subject(7), subjects.STREAM_USAGE),
-        (subjects.control_subject("account", ids.new_account_id()), subjects.STREAM_CONTROL),
+        pytest.param(subjects.control_subject("account", ids.new_account_id()), subjects.STREAM_CONTROL, id="control"),
         (subjects.DLQ_USAGE, subjects.STREAM_DLQ),
         (subjects.DLQ_CONTROL, subjects.STREAM_DLQ),
     ],
