@@ -1,5 +1,6 @@
 """Every kind of rule on real stores: it is quiet, fires once, stays quiet, is over, and fires again."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,13 @@ import msgspec
 import pytest
 
 from libs.common import clock, events, ids, subjects
-from libs.common.entities import AlertRule
+from libs.common.entities import AlertRule, RuleKind
 from libs.common.events import Account, ApiKey, Repair, UpstreamCredential
 from libs.common.limits import Limits
 from libs.common.upstreams import Name
 from libs.localstack.process import free_port
 from libs.localstack.stores import start_nats, start_redis
+from services.admin.backlog import Backlog
 from services.admin.measures import Found, Measured
 from tests.gates import open_gates
 from tests.integration.accounting_rig import Rig, until
@@ -93,6 +95,10 @@ class Traffic:
         self.sent += count
         await self.alerts.archived(self.account_id, self.sent)
 
+    async def watch_a_day(self, kind: RuleKind, threshold: int) -> None:
+        """Another rule in the same query: what it reads is more than the rule that is tested may see."""
+        await self.alerts.new_rule(kind, threshold, account_id=self.account_id, window_minutes=24 * 60)
+
     async def wait_ms(self, wait_ms: int = 2 * HOUR_MS) -> None:
         self.alerts.later_ms += wait_ms
 
@@ -139,6 +145,7 @@ async def test_budget_used(alerts: Alerts, scope: str) -> None:
 async def test_rate_limited(alerts: Alerts, traffic: Traffic) -> None:
     """Our own refusals and the upstream's are one number; a spent budget is no rate limit."""
     rule = await alerts.new_rule("rate_limited", 4, account_id=traffic.account_id)
+    await traffic.watch_a_day("rate_limited", 10**9)
 
     async def count(number: int, reason: str) -> None:
         minute = alerts.now_ms() // 60_000
@@ -160,6 +167,7 @@ async def test_rate_limited(alerts: Alerts, traffic: Traffic) -> None:
 async def test_error_share(alerts: Alerts, traffic: Traffic) -> None:
     """19 requests say nothing, however many of them failed."""
     rule = await alerts.new_rule("error_share", 50, account_id=traffic.account_id)
+    await traffic.watch_a_day("error_share", 100)
 
     async def begin() -> None:
         before = alerts.stands(rule)
@@ -181,6 +189,8 @@ async def test_a_rule_about_one_key_does_not_see_others(alerts: Alerts, traffic:
     other = await alerts.new_rule("spend_velocity", 1, account_id=await alerts.new_account())
     await traffic.send(1)
     await alerts.comes_to(whole, True)
+    for quiet in (one, member, other):
+        await alerts.stays(quiet)
     await traffic.send(1, key_id=key_id, member_id="memb_1")
     await alerts.comes_to(one, True)
     await alerts.stays(member, True)
@@ -190,6 +200,7 @@ async def test_a_rule_about_one_key_does_not_see_others(alerts: Alerts, traffic:
 async def test_cache_hit_drop(alerts: Alerts, traffic: Traffic) -> None:
     """In the last days 90 % came from caches at this hour, and nothing at another hour; now it is 60 %."""
     rule = await alerts.new_rule("cache_hit_drop", 30, account_id=traffic.account_id)
+    await traffic.watch_a_day("cache_hit_drop", 100)
     now_ms = clock.unix_ms()
     good = {"input_tokens": 10, "cache_read_input_tokens": 90, "output_tokens": 0}
     poor = {"input_tokens": 40, "cache_read_input_tokens": 60, "output_tokens": 0}
@@ -321,6 +332,30 @@ async def test_settlement_lag(rig: Rig) -> None:
         await crosses(alerts, rule, fall_behind, settle)
         assert 120 <= alerts.incidents(rule)[0].value < 180
         await settle()
+
+
+async def test_the_lag_is_that_of_the_oldest_one_that_is_not_settled(rig: Rig) -> None:
+    """What was settled before does not count; what a worker has in hand does."""
+    backlog = Backlog(rig.broker)
+
+    async def settled() -> bool:
+        return await backlog.lag_s() == 0
+
+    account_id = await rig.new_account()
+    await rig.publish([recorded(account_id)])
+    async with rig.worker():
+        await rig.settled(account_id, 1, ONE_TOKEN_NANOS)
+    await asyncio.sleep(2.1)
+    began_ms = clock.unix_ms()
+    await rig.publish([recorded(account_id)])
+    assert await backlog.lag_s() * 1000 <= clock.unix_ms() - began_ms
+    hand = await rig.jetstream.pull_subscribe_bind(consumer=subjects.CONSUMER_ACCOUNTING, stream=subjects.STREAM_USAGE)
+    (message,) = await hand.fetch(1)
+    await asyncio.sleep(1.1)
+    assert await backlog.lag_s() >= 1
+    await message.nak()
+    async with rig.worker():
+        await until(settled)
 
 
 async def test_what_cannot_be_measured_changes_nothing(alerts: Alerts, traffic: Traffic) -> None:

@@ -307,6 +307,23 @@ async def test_the_whole_of_it_over_the_api(rig: Rig, case: Case) -> None:
     assert [kind for kind, _ in case.told()] == ["alert.test"] * 3 + ["alert.opened", "alert.closed"]
 
 
+async def test_incidents_are_turned_page_by_page(rig: Rig, alerts: Alerts) -> None:
+    account_id, times = await alerts.new_account(), [3_000, 1_000, 2_000, 2_000, 4_000]
+    for number, at_ms in enumerate(times):
+        told: dict[str, Any] = {"account_id": account_id, "rule_id": "r", "number": number, "kind": "error_share"}
+        name = ids.derived_id("inc", account_id, str(number))
+        await alerts.put(Incident(id=name, title="t", value=number, opened_at_ms=at_ms, **told), over=None, by=BY)
+    async with Admin.over(rig.config.nats_url, rig.config.redis_url, rig.config.clickhouse_url) as admin:
+        path, seen, cursor = f"/accounts/{account_id}/incidents?limit=2", list[int](), ""
+        while cursor is not None:
+            page = await admin.done("GET", path + (f"&cursor={cursor}" if cursor else ""))
+            seen += [one["value"] for one in page["data"]]
+            cursor = page["next_cursor"]
+        assert [times[number] for number in seen] == sorted(times, reverse=True)
+        assert len(set(seen)) == len(times)
+        await admin.refused("GET", path + "&cursor=aW5jXzA", 400)
+
+
 async def shows(admin: Admin, account: str, statuses: list[str]) -> bool:
     """What the API says of the notices of the first incident."""
     for one in (await admin.done("GET", f"{account}/incidents"))["data"]:
