@@ -3,9 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# files at a time, of the tests that need not be alone; 0: one after another, in this process
+WORKERS ?= 2
+TOGETHER := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# hundreds of processes are started by the tests: each would compile our modules anew
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-cluster check format bench bench-smoke bench-admission bench-accounting test-clients chaos lock clean
+.PHONY: help setup run test test-cluster check format bench bench-smoke bench-admission bench-accounting bench-analytics test-clients chaos lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -24,8 +29,9 @@ $(STAMP): requirements-dev.txt
 run: setup  ## the whole relay on this machine, with a demo account (PROFILE=cluster: three of everything)
 	@RELAY_PROFILE=$(PROFILE) exec $(BIN)/python -m libs.localstack run
 
-test: setup  ## every test
-	$(BIN)/python -m pytest
+test: setup  ## every test: WORKERS (2) files at a time, then those that must be alone
+	$(TOGETHER) -m "not alone"
+	$(BIN)/python -m pytest -m alone
 
 test-cluster: setup  ## the tests of admission and the upstream pool again, on a Redis Cluster of three nodes
 	RELAY_TEST_REDIS=cluster $(BIN)/python -m pytest -m redis_suite
@@ -57,6 +63,9 @@ bench-admission: setup  ## CPU of admission, written to bench/ADMISSION.md
 
 bench-accounting: setup  ## events a second of one accounting worker, written to bench/ACCOUNTING.md
 	$(BIN)/python -m bench.accounting
+
+bench-analytics: setup  ## usage questions over ROWS (100 million) rows: an hour, 15 GB; written to bench/ANALYTICS.md
+	$(if $(ROWS),ROWS=$(ROWS)) $(BIN)/python -m bench.analytics
 
 lock: setup  ## resolve the dependencies anew
 	$(PYTHON) -m venv $(VENV)-lock && $(VENV)-lock/bin/pip install -q uv

@@ -88,7 +88,8 @@ def test_every_module_has_a_test() -> None:
 
 def _is_imported(module: str, text: str) -> bool:
     package, _, name = module.rpartition(".")
-    return bool(re.search(rf"from {re.escape(package)} import [^\n]*\b{name}\b|{re.escape(module)}\b", text))
+    names = rf"(?:\([^)]*|[^\n(]*)\b{name}\b"
+    return bool(re.search(rf"from {re.escape(package)} import {names}|{re.escape(module)}\b", text))
 
 
 SCRIPTS = [path for path in tracked() if path.suffix == ".lua" and path.parent.name != "include"]
@@ -99,6 +100,11 @@ def test_scripts_have_a_header(path: Path) -> None:
     header = "".join(line for line in path.read_text().splitlines() if line.startswith("--"))
     for word in ("KEYS", "ARGV", "Reply", "Example"):
         assert word in header
+
+
+def test_no_environment_is_tracked() -> None:
+    """A link named .venv that is committed replaces the environment of whoever merges it."""
+    assert not [name_of(path) for path in tracked() if path.relative_to(ROOT).parts[0] in NOT_OURS]
 
 
 def test_nothing_names_this_machine_or_an_index() -> None:

@@ -21,14 +21,6 @@ class Balance(msgspec.Struct, frozen=True):
     granted: int
 
 
-class KeyUse(msgspec.Struct, frozen=True):
-    """What a key has used: nano-dollars, and when its last settled request began (Unix milliseconds; 0: never)."""
-
-    spent: int
-    held: int
-    last_used_ms: int
-
-
 class Settlement(msgspec.Struct, frozen=True):
     """One event to settle: `cost_nanos` is the total of its version, not a difference."""
 
@@ -140,14 +132,13 @@ class Balances:
         balance, held, spent, granted = (int(value or 0) for value in values)
         return Balance(balance - held, held, spent, granted)
 
-    async def key_use(self, account_id: str, key_id: str) -> KeyUse:
-        """What a key has used; zeros if Redis knows no such key. Raises StoreUnavailable."""
+    async def key_last_used_ms(self, account_id: str, key_id: str) -> int:
+        """When the key's last settled request began, Unix milliseconds; 0: never, or not known here. Raises StoreUnavailable."""
         try:
-            values = await self._redis.hmget(rediskeys.api_key(account_id, key_id), ["spent", "held", "last_used"])
+            value = await self._redis.hget(rediskeys.api_key(account_id, key_id), "last_used")
         except (RedisError, OSError) as error:
             raise StoreUnavailable(str(error)) from error
-        spent, held, last_used_s = (int(value or 0) for value in values)
-        return KeyUse(spent, held, last_used_s * 1000)
+        return int(value or 0) * 1000
 
 
 def _settle_keys(settlement: Settlement) -> list[str]:

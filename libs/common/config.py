@@ -10,7 +10,6 @@ from typing import Annotated, Any, Final, Literal, TypeVar, get_type_hints
 import msgspec
 
 _Config = TypeVar("_Config", bound="StoreConfig")
-_REQUIRED: Final[frozenset[str]] = frozenset()
 _INSTEAD: Final = {"upstream_api_key": "ANTHROPIC_API_KEY"}
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
@@ -63,6 +62,8 @@ class GatewayConfig(StoreConfig, frozen=True, kw_only=True):
     """How long a dead gateway's slots and holds stay taken. Renewed after a third of it."""
     trusted_proxies: str = ""
     """Addresses and networks whose `x-forwarded-for` is believed, separated by commas."""
+    price_book_seconds: Seconds = 5.0
+    """How often published price books are looked for: a good deal less than they are published before they count."""
     unknown_keys_per_minute: Count = 30
     """How many keys that do not exist one address may try."""
     upstream_connect_seconds: Seconds = 10.0
@@ -119,11 +120,24 @@ class AdminConfig(StoreConfig, frozen=True, kw_only=True):
     """A token for programs that may do everything; empty: there is none, and the first start prints a set-up link."""
     admin_url: UrlOrNone = ""
     """Where people reach the control plane: what links begin with. Empty: this machine."""
+    admin_trusted_proxies: str = ""
+    """Addresses and networks whose `x-forwarded-for` is believed, separated by commas: whom the audit log names."""
     secrets_key: Secret = ""
     """Seals upstream credentials; several, separated by commas, while keys change: the first one seals."""
     clickhouse_url: Url = "http://127.0.0.1:8123/relay"
     promotions_seconds: Seconds = 300.0
     """How often promotions that have ended are looked for."""
+    price_lead_seconds: Seconds = 60.0
+    """How long before it counts a price book is published at least: many times RELAY_PRICE_BOOK_SECONDS of the gateways."""
+    new_models_seconds: Seconds = 86_400.0
+    """How often the upstream's model list is compared with the price book."""
+    alerts_seconds: Seconds = 30.0
+    """How often alert rules are measured."""
+    smtp_url: Secret = ""
+    """smtp[s]://[user:password@]host[:port][?starttls=1]; empty: no e-mail is sent."""
+    smtp_from: str = ""
+    webhook_networks: str = ""
+    """Networks that webhooks may reach beside global addresses, separated by commas."""
 
 
 def load(kind: type[_Config], environment: Mapping[str, str] | None = None) -> _Config:
@@ -139,8 +153,6 @@ def load(kind: type[_Config], environment: Mapping[str, str] | None = None) -> _
         text = environment.get(variable) or environment.get(_INSTEAD.get(name, ""))
         if text:
             values[name] = _read(variable, text, wanted)
-        elif name in _REQUIRED:
-            raise ConfigError(f"{variable} must be set (docs/configuration.md)")
     return kind(**values)
 
 

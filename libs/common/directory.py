@@ -1,13 +1,25 @@
-"""Accounts, members, keys and upstream credentials as Redis holds them: written from CONTROL by admin and accounting."""
+"""Accounts, members, keys, upstreams and price books as Redis holds them: written from CONTROL by admin and accounting."""
 
 from redis.exceptions import RedisError
 
 from libs.common import addresses, limits, rediskeys, zones
 from libs.common.balances import Balances, CreditResult
-from libs.common.events import Account, ApiKey, ControlChanged, Credit, Member, Repair, UpstreamCredential
+from libs.common.books import Books, PutResult
+from libs.common.events import (
+    Account,
+    ApiKey,
+    ControlChanged,
+    Credit,
+    Member,
+    PublishedBook,
+    Repair,
+    UpstreamCredential,
+)
 from libs.common.redisclient import RedisClient
 from libs.common.scripts import Scripts, StoreUnavailable
 from libs.common.upstreams import Upstreams
+
+ApplyResult = CreditResult | PutResult
 
 
 class Directory:
@@ -20,11 +32,13 @@ class Directory:
         self._scripts = scripts or Scripts(redis)
         self._balances = balances
         self._upstreams = upstreams
+        self._books = Books(self._scripts)
 
-    async def apply(self, event: ControlChanged, version: int) -> CreditResult:
+    async def apply(self, event: ControlChanged, version: int) -> ApplyResult:
         """Bring Redis to the state of one control event; `version` is its stream sequence.
 
-        For a credit: what `Balances.credit` answers (MISSING if the account has not been applied yet). Otherwise
+        For a credit: what `Balances.credit` answers (MISSING if the account has not been applied yet); for a price book: what
+        `Books.put` does. Otherwise
         APPLIED, or DUPLICATE when that version or a newer one stands. Raises StoreUnavailable.
         """
         match event.entity:
@@ -36,6 +50,8 @@ class Directory:
                 applied = await self._put_key(key, version)
             case UpstreamCredential() as credential:
                 applied = await self._upstreams.put(credential, version)
+            case PublishedBook() as book:
+                return await self._books.put(book)
             case Credit() as credit:
                 return await self._balances.credit(credit.account_id, credit.id, credit.amount_nanos)
             case Repair() as repair:

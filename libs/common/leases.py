@@ -173,6 +173,10 @@ class Leases:
         member_id = self._members.get(admission.key_id, "")
         return Lease(admission.account_id, admission.key_id, member_id, admission.request_id)
 
+    def member_of(self, key_id: str) -> str:
+        """The member a key belonged to when it was last seen here; empty if it is the account's own, or was never seen."""
+        return self._members.get(key_id, "")
+
     async def check(
         self, account_id: str, key_id: str, *, address: str, models: Sequence[str] = ()
     ) -> Checked | Refused:

@@ -24,7 +24,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     otpm: Rate | None = None
     """Output tokens a minute: what was really said."""
     free_rpm: Rate | None = None
-    """Requests a minute to the paths that cost nothing: count_tokens and the model list."""
+    """Requests a minute to the paths that cost nothing: count_tokens, the model list, /v1/usage."""
     in_flight: Slots | None = None
     """Message requests at once."""
     budget_day_nanos: Budget | None = None
@@ -48,3 +48,9 @@ def packed(limits: Limits, defaults: Limits = NO_DEFAULTS) -> str:
     if all(value is None for value in values):
         return ""
     return " ".join("-" if value is None else str(value) for value in values)
+
+
+def unpacked(text: str) -> Limits:
+    """The inverse of `packed`, the defaults that went into it included."""
+    values = [None if value == "-" else int(value) for value in text.split()]
+    return Limits(**dict(zip(Limits.__struct_fields__, values, strict=True))) if values else Limits()

@@ -10,6 +10,7 @@ Name = Literal[
     "relay_requests_total",
     "relay_requests_in_flight",
     "relay_refusals_total",
+    "relay_refusals_uncounted_total",
     "relay_outcomes_total",
     "relay_drains_in_progress",
     "relay_meter_errors_total",

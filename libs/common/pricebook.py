@@ -1,12 +1,14 @@
 """The dated price book: which models exist for us, and what a token of each class costs.
 
-A book is a JSON file under `pricebooks/`, named by its version and never edited after it was published: a change is a
-new file. An event pins the version it was admitted under, so redelivery and rebuild price it the same for ever.
+A book is a JSON document under a version, and is never edited: a change is a new version. Some are files under `pricebooks/`;
+others are published while the relay runs, with the time from which they count (books.py, ADR 15). An event pins the version it
+was admitted under, so redelivery and rebuild price it the same for ever.
 Prices in the file are decimal strings of USD per million tokens; here they are atto-dollars per token (1e-18 USD), in
 which every product of a price with the API's modifiers and an account's multiplier is still an integer.
 """
 
 import re
+from bisect import bisect_right, insort
 from decimal import Decimal
 from functools import cache
 from importlib.resources import files
@@ -15,9 +17,12 @@ from typing import Annotated, Final
 import msgspec
 
 CURRENT_VERSION: Final = "2026-11-22"
+TEXT_BYTES_MAX: Final = 200_000
+"""Of a published book; some hundred models."""
 ATTOS_PER_USD_PER_MTOK: Final = 10**12
 ATTOS_PER_USD_PER_1000: Final = 10**15
 _DATED: Final = re.compile(r"(.+)-20\d{6}", re.ASCII)
+_VERSION: Final = re.compile(r"[0-9a-z.-]{1,32}", re.ASCII)
 _PRICE: Final = re.compile(r"\d{1,4}(\.\d{1,4})?", re.ASCII)
 
 
@@ -63,6 +68,42 @@ class PriceBook(msgspec.Struct, frozen=True, kw_only=True):
         return row
 
 
+class Timeline:
+    """Which book counts when: of all that take effect at or before a time, the last. Ties: the greater id."""
+
+    def __init__(self, first: PriceBook) -> None:
+        """`first` counts from the beginning."""
+        self._starts: list[tuple[int, str]] = [(0, "")]
+        """Sorted: when each takes effect, and its id."""
+        self._books = {self._starts[0]: first}
+        self._current = first
+        self._from_ms, self._until_ms = 0.0, 0.0
+        """Where `_current` was the answer last: the next request is nearly always there too."""
+
+    def add(self, effective_at_ms: int, book_id: str, book: PriceBook) -> None:
+        """A book more. Added again it changes nothing."""
+        start = (effective_at_ms, book_id)
+        if start not in self._books:
+            insort(self._starts, start)
+            self._books[start] = book
+            self._from_ms = self._until_ms = 0.0
+
+    def at(self, time_ms: int) -> PriceBook:
+        """The book of that Unix time; 0.1 µs unless another one counts than at the last question."""
+        if self._from_ms <= time_ms < self._until_ms:
+            return self._current
+        after = max(bisect_right(self._starts, time_ms, key=_effective_at_ms), 1)
+        start = self._starts[after - 1]
+        self._from_ms = start[0]
+        self._until_ms = self._starts[after][0] if after < len(self._starts) else float("inf")
+        self._current = self._books[start]
+        return self._current
+
+
+def _effective_at_ms(start: tuple[int, str]) -> int:
+    return start[0]
+
+
 class _RatesFile(msgspec.Struct, forbid_unknown_fields=True):
     input: str
     output: str
@@ -93,10 +134,52 @@ class _BookFile(msgspec.Struct, forbid_unknown_fields=True):
     models: Annotated[list[_RowFile], msgspec.Meta(min_length=1)]
 
 
-@cache
+_published: Final[dict[str, PriceBook]] = {}
+
+
 def load(version: str = CURRENT_VERSION) -> PriceBook:
-    """The book of that version. Raises LookupError if there is none, ValueError if its file is not sound."""
-    if not re.fullmatch(r"[0-9a-z.-]{1,32}", version):
+    """The book of that version, published or shipped. Raises LookupError if none is known, ValueError if a file is not sound."""
+    return _published.get(version) or _shipped(version)
+
+
+def is_known(version: str) -> bool:
+    """Whether `load` has it."""
+    try:
+        load(version)
+    except LookupError:
+        return False
+    return True
+
+
+def register(version: str, text: str) -> PriceBook:
+    """Make a published book known to `load`, for the life of the process.
+
+    Raises ValueError if it is not sound, or if another book is known under that version: prices never change under a version.
+    """
+    book = read_published(version, text)
+    if not is_known(version):
+        _published[version] = book
+    elif load(version) != book:
+        raise ValueError(f"another price book {version} is known already")
+    return book
+
+
+def read_published(version: str, text: str) -> PriceBook:
+    """A book that is to be published, as it will be read for ever. Raises ValueError."""
+    document = text.encode()
+    if not _VERSION.fullmatch(version):
+        raise ValueError(f"not the version of a price book: {version[:40]!r}")
+    if len(document) > TEXT_BYTES_MAX:
+        raise ValueError(f"a price book of {len(document)} bytes; it may have {TEXT_BYTES_MAX}")
+    book = parse(document)
+    if book.version != version:
+        raise ValueError(f"the price book {version} calls itself {book.version[:40]!r}")
+    return book
+
+
+@cache
+def _shipped(version: str) -> PriceBook:
+    if not _VERSION.fullmatch(version):
         raise LookupError(f"no price book {version!r}")
     try:
         text = (files(__package__) / "pricebooks" / f"{version}.json").read_bytes()

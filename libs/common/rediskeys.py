@@ -39,6 +39,11 @@ def lease_index(partition: int) -> str:
     return f"{{p{partition:02d}}}leases"
 
 
+def price_books() -> str:
+    """Hash: version → `<effective_at_ms> <id> <JSON>` of each published price book. Written once, never changed."""
+    return "pricebooks"
+
+
 def gate(partition: int) -> str:
     """String: run id of the Redis server for which a partition is open; absent: Redis has lost it (gates.py)."""
     return f"{{p{partition:02d}}}gate"

@@ -1,7 +1,7 @@
 """Runs `lua/*.lua` on Redis. Every decision and every change of state is one script, so it is atomic; each may be repeated.
 
 A script whose first line is `--!include a b` begins with `lua/include/a.lua` and `b.lua`. Only the modules that give scripts a
-meaning call this one: balances.py, leases.py, upstreams.py.
+meaning call this one: balances.py, books.py, leases.py, upstreams.py.
 """
 
 import asyncio
@@ -27,10 +27,13 @@ Script = Literal[
     "find_key",
     "put_entity",
     "remember",
+    "book_put",
+    "book_read",
     "repair",
     "audit",
     "admit",
     "check",
+    "usage",
     "renew",
     "finish",
     "reap",

@@ -1,7 +1,7 @@
-"""Seals the secrets of upstream credentials: neither the stream of changes, nor Redis, nor a backup holds one in the clear.
+"""Seals secrets that must be read again: neither the stream of changes, nor Redis, nor a backup holds one in the clear.
 
-Fernet of the library `cryptography`: AES-128-CBC and HMAC-SHA-256 in one text. The id of the credential is inside the seal, so
-that nobody who can write to a store can put one credential's secret in the place of another's.
+Fernet of the library `cryptography`: AES-128-CBC and HMAC-SHA-256 in one text. The id of the entity is inside the seal, so
+that nobody who can write to a store can put one entity's secret in the place of another's.
 """
 
 import base64
@@ -49,8 +49,14 @@ class _Sealed(msgspec.Struct, frozen=True, array_like=True):
     proxy_url: str
 
 
+class _SealedText(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    entity_id: str
+    text: str
+
+
 _encode: Final = msgspec.json.Encoder().encode
 _decode: Final = msgspec.json.Decoder(_Sealed).decode
+_decode_text: Final = msgspec.json.Decoder(_SealedText).decode
 
 
 class Sealer:
@@ -67,21 +73,44 @@ class Sealer:
 
     def seal(self, credential_id: str, secret: UpstreamSecret) -> str:
         """Printable ASCII, different each time. Raises SecretsKeyMissing."""
-        if self._fernet is None:
-            raise SecretsKeyMissing(_MISSING)
-        return self._fernet.encrypt(_encode(_Sealed(credential_id, secret.api_key, secret.proxy_url))).decode()
+        return self._encrypt(_Sealed(credential_id, secret.api_key, secret.proxy_url))
 
     def open(self, credential_id: str, sealed: str) -> UpstreamSecret:
         """What was sealed for that credential. Raises SecretsKeyMissing, CannotOpen."""
-        if self._fernet is None:
-            raise SecretsKeyMissing(_MISSING)
         try:
-            inside = _decode(self._fernet.decrypt(sealed.encode()))
-        except (InvalidToken, msgspec.MsgspecError, UnicodeError):
+            inside = _decode(self._decrypt(sealed))
+        except msgspec.MsgspecError:
             raise CannotOpen(_NOT_OURS) from None
         if inside.credential_id != credential_id:
             raise CannotOpen(_NOT_OURS)
         return UpstreamSecret(api_key=inside.api_key, proxy_url=inside.proxy_url)
+
+    def seal_text(self, entity_id: str, text: str) -> str:
+        """Any other secret of an entity; as `seal`. Raises SecretsKeyMissing."""
+        return self._encrypt(_SealedText(entity_id, text))
+
+    def open_text(self, entity_id: str, sealed: str) -> str:
+        """What `seal_text` has sealed for that entity. Raises SecretsKeyMissing, CannotOpen."""
+        try:
+            inside = _decode_text(self._decrypt(sealed))
+        except msgspec.MsgspecError:
+            raise CannotOpen(_NOT_OURS) from None
+        if inside.entity_id != entity_id:
+            raise CannotOpen(_NOT_OURS)
+        return inside.text
+
+    def _encrypt(self, inside: _Sealed | _SealedText) -> str:
+        if self._fernet is None:
+            raise SecretsKeyMissing(_MISSING)
+        return self._fernet.encrypt(_encode(inside)).decode()
+
+    def _decrypt(self, sealed: str) -> bytes:
+        if self._fernet is None:
+            raise SecretsKeyMissing(_MISSING)
+        try:
+            return self._fernet.decrypt(sealed.encode())
+        except (InvalidToken, UnicodeError):
+            raise CannotOpen(_NOT_OURS) from None
 
     def derive(self, name: str) -> list[bytes]:
         """32 bytes that the name alone makes with the first key, then with each of the others. Raises SecretsKeyMissing."""

@@ -15,7 +15,7 @@ _GRACE_S: Final = 5
 EXIT_NOT_STARTED: Final = 3
 
 
-def plain_server(app: ASGIApp, *, host: str, port: int) -> uvicorn.Server:
+def plain_server(app: ASGIApp, *, host: str, port: int, trusted_proxies: str = "") -> uvicorn.Server:
     """A server for paths that need no limits of their own: health, and the control plane behind its token."""
     return uvicorn.Server(
         uvicorn.Config(
@@ -25,7 +25,8 @@ def plain_server(app: ASGIApp, *, host: str, port: int) -> uvicorn.Server:
             access_log=False,
             log_config=None,
             server_header=False,
-            proxy_headers=False,
+            proxy_headers=bool(trusted_proxies),
+            forwarded_allow_ips=trusted_proxies,
             ws="none",
             lifespan="on",
             timeout_graceful_shutdown=_GRACE_S,

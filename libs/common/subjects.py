@@ -13,6 +13,10 @@ DLQ_CONTROL: Final = "dlq.control"
 DLQ_RESOLVED: Final = "dlq.resolved"
 """What was decided about parked messages: nothing in DLQ is ever deleted."""
 
+USAGE_EVENTS: Final = "usage.v1.>"
+"""What concerns money in USAGE; refusals, which are only counted, stand beside it."""
+_REFUSED: Final = "usage.refused."
+
 _DAY_S: Final = 86_400
 _DUPLICATE_WINDOW_S: Final = 2 * 3600
 
@@ -20,6 +24,16 @@ _DUPLICATE_WINDOW_S: Final = 2 * 3600
 def usage_subject(partition: int) -> str:
     """`usage.v1.p07`: all usage of the accounts of one partition."""
     return f"usage.v1.p{partition:02d}"
+
+
+def refused_subject(partition: int) -> str:
+    """`usage.refused.p07`: how many requests of the accounts of one partition were refused."""
+    return f"{_REFUSED}p{partition:02d}"
+
+
+def is_refused(subject: str) -> bool:
+    """Whether messages of this subject count refusals."""
+    return subject.startswith(_REFUSED)
 
 
 def control_subject(kind: str, entity_id: str) -> str:

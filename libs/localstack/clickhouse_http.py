@@ -29,6 +29,8 @@ _INFILE: Final = " FROM INFILE ''"
 _BODY_BYTES_MAX: Final = 256 * 1024 * 1024
 _INSERT_NATIVE: Final = re.compile(rb"\s*INSERT\s.*?\sFORMAT\s+Native\s*?\n", re.IGNORECASE | re.DOTALL)
 _FORMAT: Final = re.compile(r"\sFORMAT\s+(\w+)\s*;?\s*$", re.IGNORECASE)
+_BOUNDARY: Final = re.compile(r"multipart/form-data;.*boundary=\"?([^\";]+)", re.IGNORECASE)
+_FIELD: Final = re.compile(rb'name="([^"]+)"')
 _ERROR_CODE: Final = re.compile(r"Code: (\d+)")
 _NOT_SETTINGS: Final = frozenset(
     {
@@ -117,7 +119,10 @@ def create_app(engine: Engine) -> Starlette:
 
 
 async def _run(engine: Engine, request: Request, body: bytes) -> Response:
-    query = request.query_params
+    query = dict(request.query_params)
+    if boundary := _BOUNDARY.search(request.headers.get("content-type", "")):
+        query |= _fields(body, boundary[1].encode())
+        body = b""
     sql, data = query.get("query", ""), body
     if not sql:
         head = _INSERT_NATIVE.match(body)
@@ -126,7 +131,7 @@ async def _run(engine: Engine, request: Request, body: bytes) -> Response:
     if database and not _DATABASE.fullmatch(database):
         raise ValueError("Code: 81. DB::Exception: not a database name")
     if data and sql.lstrip()[:6].upper() == "INSERT":
-        await engine.insert(f"{_FORMAT.sub('', sql)}{_INFILE}{_settings(dict(query))} FORMAT Native", data, database)
+        await engine.insert(f"{_FORMAT.sub('', sql)}{_INFILE}{_settings(query)} FORMAT Native", data, database)
         return _answer(b"", "Native", request)
     wanted = _FORMAT.search(sql)
     output_format = (
@@ -136,10 +141,20 @@ async def _run(engine: Engine, request: Request, body: bytes) -> Response:
     )
     sql = _FORMAT.sub("", sql)
     if sql.lstrip()[:6].upper() == "SELECT" and not re.search(r"\sSETTINGS\s", sql, re.IGNORECASE):
-        sql += _settings(dict(query))
+        sql += _settings(query)
     parameters = {name.removeprefix("param_"): value for name, value in query.items() if name.startswith("param_")}
     result = await engine.query(sql, output_format, parameters, database)
     return _answer(result, output_format, request)
+
+
+def _fields(body: bytes, boundary: bytes) -> dict[str, str]:
+    """Of a form: the client sends one when the parameters are too long for a URL."""
+    found = {}
+    for part in body.split(b"--" + boundary)[1:-1]:
+        head, _, value = part.partition(b"\r\n\r\n")
+        if name := _FIELD.search(head):
+            found[name[1].decode()] = value.removesuffix(b"\r\n").decode()
+    return found
 
 
 def _settings(query: dict[str, str]) -> str:

@@ -41,7 +41,7 @@ async def bootstrap(config: AccountingConfig) -> None:
 
 async def _consumers(stores: Stores, rollups: Rollups, metrics: Metrics) -> list[Consumer]:
     config, gates, ledger = stores.config, stores.gates, stores.ledger
-    usage = UsageHandler(ledger, stores.balances, gates, rollups, metrics)
+    usage = UsageHandler(ledger, stores.balances, stores.books, gates, rollups, metrics)
     control = ControlHandler(ControlBatch(ledger, stores.directory), gates, metrics)
     handlers: list[tuple[str, str, Handler]] = [
         (subjects.STREAM_USAGE, "usage.>", usage),
@@ -67,6 +67,7 @@ def _rewinder(stores: Stores, metrics: Metrics) -> Rewinder:
         stores.ledger,
         stores.balances,
         stores.directory,
+        stores.books,
         metrics,
         rewind_s=stores.config.rewind_seconds,
     )

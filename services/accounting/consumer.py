@@ -18,11 +18,12 @@ from libs.common import clock, events, failpoints, ids, subjects
 from libs.common.metrics import Metrics
 from libs.common.runtime import spawn
 from libs.common.scripts import StoreUnavailable
-from services.accounting import settlement
+from services.accounting import refusals, settlement
 from services.accounting.control import Change, ControlBatch, apply_control
 from services.accounting.ledger import LedgerUnavailable
 from services.accounting.parking import Trouble, is_hopeless, one_line, park
-from services.accounting.settlement import Debits, UsageLedger
+from services.accounting.refusals import RefusalsLedger
+from services.accounting.settlement import Books, Debits, UsageLedger
 
 _log: Final = logging.getLogger("relay.consumer")
 _ACK_WAIT_S: Final = 60
@@ -47,6 +48,10 @@ class Handler(Protocol):
 
     async def __call__(self, messages: Sequence[Msg]) -> Troubles:
         """Do all that can be done, say what could not. Raises for what concerns all of them and is worth a retry."""
+
+
+class UsageArchive(UsageLedger, RefusalsLedger, Protocol):
+    """Where the rows of what USAGE carries go."""
 
 
 class Hours(Protocol):
@@ -196,19 +201,29 @@ class UsageHandler:
 
     dlq_subject = subjects.DLQ_USAGE
 
-    def __init__(self, ledger: UsageLedger, debits: Debits, marks: Marks, hours: Hours, metrics: Metrics) -> None:
+    def __init__(
+        self, ledger: UsageArchive, debits: Debits, books: Books, marks: Marks, hours: Hours, metrics: Metrics
+    ) -> None:
         self._ledger = ledger
+        self._books = books
         self._hours = hours
         self._debits = debits
         self._marks = marks
         self._metrics = metrics
 
     async def __call__(self, messages: Sequence[Msg]) -> Troubles:
-        """Settle every event of every message that can be settled, and note in each partition how far the log is settled."""
+        """Settle every event of every message that can be settled, and note in each partition how far the log is settled.
+
+        Counts of refusals go to the archive after that.
+        """
         troubles: dict[int, list[Trouble]] = defaultdict(list)
         owners: list[int] = []
         batch: list[events.UsageRecorded] = []
+        refused: dict[int, bytes] = {}
         for position, message in enumerate(messages):
+            if subjects.is_refused(message.subject):
+                refused[position] = message.data
+                continue
             try:
                 decoded = events.decode_usage(message.data)
             except _UNREADABLE as error:
@@ -216,6 +231,7 @@ class UsageHandler:
                 continue
             batch += decoded
             owners += [position] * len(decoded)
+        await self._books.learn(event.price_book_version for event in batch)
         for one in await settlement.settle_batch(batch, self._ledger, self._debits, self._metrics):
             payload = events.encode_usage([one.event])
             troubles[owners[one.position]].append(Trouble(payload, one.patience, one.reason))
@@ -226,6 +242,8 @@ class UsageHandler:
         }
         await asyncio.gather(*(self._marks.mark(number, usage_sequence=at) for number, at in last.items()))
         failpoints.reach("marked")
+        if refused:
+            troubles |= await refusals.archive(refused, self._ledger)
         return troubles
 
     def _touch(self, batch: Sequence[events.UsageRecorded]) -> None:

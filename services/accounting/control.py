@@ -13,7 +13,7 @@ from typing import Protocol
 import msgspec
 
 from libs.common import failpoints, money
-from libs.common.balances import CreditResult
+from libs.common.directory import ApplyResult
 from libs.common.events import ControlChanged, Credit
 from libs.common.metrics import Metrics
 from libs.common.scripts import StoreRefused
@@ -34,7 +34,7 @@ class ControlLedger(Protocol):
 class Applier(Protocol):
     """Where changes are applied."""
 
-    async def apply(self, event: ControlChanged, version: int) -> CreditResult:
+    async def apply(self, event: ControlChanged, version: int) -> ApplyResult:
         """Apply one change. Raises StoreUnavailable; StoreRefused if it concerns this change alone."""
 
 
@@ -110,14 +110,14 @@ def _check_amount(credit: Credit) -> None:
         raise ValueError(f"no amount of a credit: {credit.amount_nanos}")
 
 
-async def _apply(change: Change, directory: Applier) -> CreditResult | StoreRefused:
+async def _apply(change: Change, directory: Applier) -> ApplyResult | StoreRefused:
     try:
         return await directory.apply(change.event, change.sequence)
     except StoreRefused as error:
         return error
 
 
-def _trouble(change: Change, result: CreditResult | StoreRefused) -> Unapplied | None:
+def _trouble(change: Change, result: ApplyResult | StoreRefused) -> Unapplied | None:
     match result:
         case StoreRefused():
             return Unapplied(change.position, change.event, "store", str(result))
@@ -127,4 +127,9 @@ def _trouble(change: Change, result: CreditResult | StoreRefused) -> Unapplied |
         case "OVER":
             reason = "the credit would lift the balance beyond what an account may hold"
             return Unapplied(change.position, change.event, "poison", reason)
+        case "TAKEN":
+            reason = "another price book stands under that version; publish it under a new one"
+            return Unapplied(change.position, change.event, "poison", reason)
+        case "UNSOUND":
+            return Unapplied(change.position, change.event, "poison", "the price book cannot be read")
     return None

@@ -9,7 +9,7 @@ from clickhouse_connect.driver.exceptions import ClickHouseError, DataError
 
 from libs.common import clock, ids
 from libs.common.balances import Settlement
-from services.accounting.rows import CONTROL_COLUMNS, CREDIT_COLUMNS, USAGE_COLUMNS, Row
+from services.accounting.rows import CONTROL_COLUMNS, CREDIT_COLUMNS, REFUSAL_COLUMNS, USAGE_COLUMNS, Row
 
 _CONNECT_S: Final = 5
 _REPLY_S: Final = 60
@@ -55,6 +55,10 @@ class Ledger:
     async def append_credits(self, rows: Sequence[Row]) -> None:
         """Append rows of `credits`. Raises LedgerUnavailable."""
         await self._insert("credits", rows, CREDIT_COLUMNS)
+
+    async def append_refusals(self, rows: Sequence[Row]) -> None:
+        """Append rows of `refusals`. Raises LedgerUnavailable."""
+        await self._insert("refusals", rows, REFUSAL_COLUMNS)
 
     async def settled_before(
         self, settlements: Sequence[Settlement], recorded_before_ms: int

@@ -14,8 +14,6 @@ _PARTITIONS: Final = {"month": "toYYYYMM(time)", "week": "toMonday(time)", "day"
 _DETAILS: Final = (
     "usage",
     "line_models",
-    "line_classes",
-    "line_quantities",
     "line_unit_prices_attos",
     "line_amounts_nanos",
     "attempt_upstreams",
@@ -23,7 +21,7 @@ _DETAILS: Final = (
     "attempt_errors",
     "attempt_durations_us",
 )
-"""Columns that a receipt needs and no sum does."""
+"""Columns that a receipt needs and no sum does. (Tokens are summed up from `line_classes` and `line_quantities`.)"""
 _DETAIL_DAYS: Final = "detail_days"
 _APPLIED: Final = """CREATE TABLE IF NOT EXISTS migrations {on_cluster}
 (
@@ -88,7 +86,7 @@ def fill_in(statement: str, layout: Layout) -> str:
     place = "'/clickhouse/tables/{shard}/{database}/{table}', '{replica}'" if layout.cluster else ""
     statement = statement.replace("{on_cluster}", f"ON CLUSTER '{layout.cluster}'" if layout.cluster else "")
     statement = statement.replace("{partition}", _PARTITIONS[layout.partition])
-    for column in ("version", "computed_at", "applied_at"):
+    for column in ("version", "computed_at", "applied_at", "refused"):
         arguments = ", ".join(filter(None, (place, column)))
         statement = statement.replace(f"{{replacing({column})}}", f"{replicated}ReplacingMergeTree({arguments})")
     return statement.replace("{replacing}", f"{replicated}ReplacingMergeTree({place})")

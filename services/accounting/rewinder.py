@@ -37,7 +37,7 @@ from services.accounting import log
 from services.accounting.control import Applier
 from services.accounting.ledger import LedgerUnavailable
 from services.accounting.log import BEGINNING
-from services.accounting.settlement import REMEMBERED_S, Debits, UsageLedger, settle_again
+from services.accounting.settlement import REMEMBERED_S, Books, Debits, UsageLedger, settle_again
 
 _log: Final = logging.getLogger("relay.rewind")
 _EVERY_S: Final = 0.5
@@ -57,6 +57,7 @@ class Rewinder:
         ledger: UsageLedger,
         debits: Debits,
         directory: Applier,
+        books: Books,
         metrics: Metrics,
         *,
         rewind_s: float,
@@ -66,6 +67,7 @@ class Rewinder:
         self._ledger = ledger
         self._debits = debits
         self._directory = directory
+        self._books = books
         self._metrics = metrics
         self._rewind = timedelta(seconds=rewind_s)
         self._closed = 0
@@ -181,9 +183,10 @@ class Rewinder:
             await self._keep_claim(states)
             for message in messages:
                 await self._apply(message, is_whole=is_whole)
-        async for messages in log.read(self._jetstream, subjects.STREAM_USAGE, "usage.>", usage):
+        async for messages in log.read(self._jetstream, subjects.STREAM_USAGE, subjects.USAGE_EVENTS, usage):
             await self._keep_claim(states)
             found = [event for message in messages for event in _usage_of(message, states)]
+            await self._books.learn(event.price_book_version for event in found)
             await settle_again(found, self._ledger, self._debits, self._metrics)
 
     async def _keep_claim(self, states: dict[int, GateState]) -> None:

@@ -13,6 +13,7 @@ from libs.common.events import (
     ControlChanged,
     Correction,
     Credit,
+    RefusalsCounted,
     UsageRecorded,
 )
 from libs.common.pricing import Priced
@@ -71,6 +72,7 @@ CREDIT_COLUMNS: Final = (
     "expires_at",
     "about_id",
 )
+REFUSAL_COLUMNS: Final = ("account_id", "minute", "key_id", "member_id", "reason", "gateway_id", "refused")
 CONTROL_COLUMNS: Final = (
     "sequence",
     "kind",
@@ -240,6 +242,14 @@ def credit_row(credit: Credit, actor: str) -> Row:
 def account_of(event: ControlChanged) -> str:
     """Whose entity it is; empty for what belongs to no account."""
     return event.entity.id if isinstance(event.entity, Account) else str(getattr(event.entity, "account_id", ""))
+
+
+def refusal_row(count: RefusalsCounted) -> Row:
+    """A row of `refusals`, in the order of REFUSAL_COLUMNS. Raises ValueError for what no gateway can have counted."""
+    minute = _time(count.minute * 60_000)
+    if not 0 < count.refused < 2**63:
+        raise ValueError("refused is out of range")
+    return (count.account_id, minute, count.key_id, count.member_id, count.reason, count.gateway_id, count.refused)
 
 
 def _time(value_ms: int) -> datetime:

@@ -1,7 +1,8 @@
 """START HERE. What happens to a batch of usage events, as a numbered story. Every step is a no-op for an event seen before.
 
-1. **Price** it, from the book its version names. Pure. What cannot be priced is tried again (a newer worker may know its
-   price book) and parked after bounded tries; the events beside it go on.
+1. **Price** it, from the book its version names. Pure: who calls has learned the books of the batch (`Books`), from Redis if need
+   be. What cannot be priced is tried again (a newer worker may know its price book) and parked after bounded tries; the events
+   beside it go on.
 2. **Remind**: Redis remembers a settled event for three days. For an older one the archive is asked, and Redis told what was
    settled before, so that a correction or a late delivery takes the difference only. If it fails, nothing has happened.
 3. **Append** the rows to ClickHouse. If it fails, nothing has happened: the messages are delivered again. If we die after it,
@@ -16,7 +17,7 @@ What is acknowledged is therefore in the archive and in the balance, once, or pa
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final, Literal, Protocol
 
 import msgspec
@@ -57,6 +58,13 @@ class Debits(Protocol):
 
     async def remember(self, settlement: Settlement) -> None:
         """Take note of what was settled, unless something is noted already. Raises StoreUnavailable."""
+
+
+class Books(Protocol):
+    """Where published price books are."""
+
+    async def learn(self, versions: Iterable[str]) -> None:
+        """Make those known to `pricebook.load` that are not, if there are such. Raises StoreUnavailable."""
 
 
 class Entry(msgspec.Struct, frozen=True):

@@ -12,6 +12,7 @@ from nats.js.errors import APIError
 
 from libs.common import redisclient, streams
 from libs.common.balances import Balances
+from libs.common.books import Books
 from libs.common.config import AccountingConfig
 from libs.common.directory import Directory
 from libs.common.gates import Gates
@@ -36,6 +37,7 @@ class Stores:
         self.scripts = Scripts(redis)
         self.balances = Balances(redis, self.scripts)
         self.directory = Directory(redis, self.balances, Upstreams(redis, self.scripts), self.scripts)
+        self.books = Books(self.scripts)
         self.gates = Gates(redis, self.scripts)
 
 

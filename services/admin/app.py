@@ -6,9 +6,11 @@ answered as if there were no such account, whatever the operation.
 
 import asyncio
 import contextlib
+import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final
 
+import msgspec
 from nats.aio.client import Client
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -19,10 +21,12 @@ from libs.common import failpoints, redisclient, streams
 from libs.common.balances import Balances
 from libs.common.config import AdminConfig, ConfigError
 from libs.common.directory import Directory
+from libs.common.events import Account, ApiKey
 from libs.common.redisclient import RedisClient
 from libs.common.runtime import spawn
 from libs.common.scripts import Scripts
 from libs.common.sealing import Sealer
+from libs.common.standing import Standings
 from libs.common.upstreams import Upstreams
 from services.admin import access, openapi, routes, setup
 from services.admin.authentication import Authentication, check_account
@@ -42,6 +46,8 @@ from services.admin.problems import (
     answer_unexpected,
 )
 from services.admin.resource import CHANGED, Call, Context, Operation, check_query, match_of
+from services.admin.resources.accounts import find_account
+from services.admin.senders import Senders, SenderSettings
 from services.admin.sessions import Sessions
 
 PREFIX: Final = "/api/v1"
@@ -79,7 +85,7 @@ def create_app(config: AdminConfig) -> Starlette:
     app = Starlette(
         routes=[
             *(_route(context, authentication, operation) for operation in OPERATIONS),
-            Route("/api/openapi.json", _openapi),
+            Route("/api/openapi.json", _openapi()),
             Route("/healthz", _healthy),
             Route("/readyz", _ready(context, broker, redis)),
             Route("/link", _link(context.public_url)),
@@ -88,6 +94,7 @@ def create_app(config: AdminConfig) -> Starlette:
         exception_handlers={Problem: answer_problem, 404: _no_path, 405: _no_method, 500: answer_unexpected},
         lifespan=_lifespan(config, context, broker, redis),
     )
+    app.state.context = context
     app.router.redirect_slashes = False  # a redirect would be built from the Host header
     return app
 
@@ -98,11 +105,11 @@ def _lifespan(
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         connecting = spawn(streams.connect(config.nats_url, name="relay-admin", client=broker), name="nats-connect")
-        chores = Chores(config, context, redis)
+        chores = Chores(config, context, redis, broker)
         running = [
             connecting,
             spawn(_after(connecting, context.mirror.run), name="mirror"),
-            spawn(setup.offer(context), name="set-up"),
+            *([] if config.admin_token else [spawn(setup.offer(context), name="set-up")]),
             spawn(chores.run(), name="chores"),
         ]
         try:
@@ -112,6 +119,7 @@ def _lifespan(
                 task.cancel()
             await asyncio.wait(running)
             await chores.close()
+            context.senders.close()
             await streams.close(broker)
             await context.ledger.close()
             await redis.aclose()
@@ -136,12 +144,32 @@ def _context(config: AdminConfig, broker: Client, redis: RedisClient) -> Context
         mirror=mirror,
         ledger=Ledger(config.clickhouse_url),
         balances=balances,
+        standings=Standings(scripts, _member_of(mirror)),
         sealer=sealer,
         pool=pool,
         passwords=Passwords(),
         sessions=Sessions(redis),
+        price_lead_seconds=config.price_lead_seconds,
+        senders=_senders(config),
         public_url=(config.admin_url or f"http://127.0.0.1:{config.admin_port}").rstrip("/"),
     )
+
+
+def _member_of(mirror: Mirror) -> Callable[[str], str]:
+    def member_of(key_id: str) -> str:
+        key = mirror.get(ApiKey, key_id)
+        return key.member_id if key else ""
+
+    return member_of
+
+
+def _senders(config: AdminConfig) -> Senders:
+    networks = tuple(filter(None, (text.strip() for text in config.webhook_networks.split(","))))
+    settings = SenderSettings(smtp_url=config.smtp_url, smtp_from=config.smtp_from, allowed_networks=networks)
+    try:
+        return Senders(settings)
+    except ValueError as error:
+        raise ConfigError(f"RELAY_SMTP_URL, RELAY_SMTP_FROM or RELAY_WEBHOOK_NETWORKS: {error}") from None
 
 
 def _route(context: Context, authentication: Authentication, operation: Operation) -> Route:
@@ -161,6 +189,7 @@ def _endpoint(
                 scope = f" with scope {operation.scope}" if principal.scopes is not None and operation.scope else ""
                 roles = ", ".join(sorted(operation.roles))
                 raise Forbidden(f"Your role is {principal.role}; this is for {roles}{scope}.")
+            await _check_exists(context, request)
         check_query(request, operation.query, operation.repeatable)
         try:
             return await operation.handler(context, Call(request.scope, request.receive, principal, operation.id))
@@ -170,6 +199,13 @@ def _endpoint(
             raise
 
     return endpoint
+
+
+async def _check_exists(context: Context, request: Request) -> None:
+    """Raise Missing if the account in the path does not exist; asked of the log only if this process does not know it."""
+    account_id = str(request.path_params.get("account_id", ""))
+    if account_id and context.mirror.get(Account, account_id) is None:
+        await find_account(context, account_id)
 
 
 def _ready(context: Context, broker: Client, redis: RedisClient) -> Callable[[Request], Awaitable[Response]]:
@@ -184,8 +220,16 @@ def _ready(context: Context, broker: Client, redis: RedisClient) -> Callable[[Re
     return ready
 
 
-async def _openapi(_: Request) -> Response:
-    return JSONResponse(openapi.document(OPERATIONS, prefix=PREFIX))
+def _openapi() -> Callable[[Request], Awaitable[Response]]:
+    body = msgspec.json.encode(openapi.document(OPERATIONS, prefix=PREFIX))
+    etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+
+    async def document(request: Request) -> Response:
+        is_known = request.headers.get("if-none-match") == etag
+        headers = {"etag": etag, "content-type": "application/json"}
+        return Response(b"" if is_known else body, 304 if is_known else 200, headers=headers)
+
+    return document
 
 
 async def _healthy(_: Request) -> Response:

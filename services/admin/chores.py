@@ -5,22 +5,34 @@ entries with an id of their own, so that two at once do nothing twice.
 """
 
 import asyncio
+import functools
 import logging
 import secrets
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+from nats.aio.client import Client
 from redis.exceptions import RedisError
 
 from libs.common import rediskeys
 from libs.common.config import AdminConfig
+from libs.common.entities import RuleKind
 from libs.common.redisclient import RedisClient
+from libs.common.runtime import spawn
+from services.admin import new_models
+from services.admin.backlog import Backlog
+from services.admin.measures import Measures, Reading
+from services.admin.new_models import NewModels
+from services.admin.outbox import Outbox
 from services.admin.promotions_end import PromotionsEnd
 from services.admin.resource import Context
+from services.admin.watcher import Watcher
+from services.admin.windows import Windows
 
 _log: Final = logging.getLogger("relay.chores")
 _TURN_S: Final = 1.0
 _LOCK_S: Final = 15
+_OUTBOX_S: Final = 2.0
 
 
 class Chore:
@@ -36,32 +48,40 @@ class Chore:
 class Chores:
     """See the module's docstring."""
 
-    def __init__(self, config: AdminConfig, context: Context, redis: RedisClient) -> None:
+    def __init__(self, config: AdminConfig, context: Context, redis: RedisClient, broker: Client) -> None:
         self._context = context
         self._redis = redis
         self._mark = secrets.token_hex(8)
+        self._running: dict[str, asyncio.Task[None]] = {}
         self._chores = [
             Chore("end-promotions", config.promotions_seconds, PromotionsEnd(context).run),
+            Chore("look-for-models", config.new_models_seconds, NewModels(context).run),
+            Chore("alerts", config.alerts_seconds, _watcher(context, redis, broker).run),
+            Chore("notices", _OUTBOX_S, Outbox(context).run),
         ]
 
     async def run(self) -> None:
-        """For ever."""
+        """For ever. Each chore is a task of its own: one that waits for somebody slow does not keep the others waiting."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(_TURN_S)
             if not self._context.mirror.is_whole or not await self._holds_lock():
                 continue
             for chore in self._chores:
-                if loop.time() < chore.due_at:
-                    continue
-                chore.due_at = loop.time() + chore.every_s
-                try:
-                    await chore.do()
-                except Exception as error:  # noqa: BLE001 - logged; a chore that ended would never be done again
-                    _log.warning("%s is tried again: %s", chore.name, str(error) or type(error).__name__)
+                if loop.time() >= chore.due_at and chore.name not in self._running:
+                    chore.due_at = loop.time() + chore.every_s
+                    task = self._running[chore.name] = spawn(_done(chore), name=chore.name)
+                    task.add_done_callback(functools.partial(self._ended, chore.name))
 
     async def close(self) -> None:
-        """Nothing is open between two turns."""
+        """Stop what is being done: it is done again by whoever holds the lock next."""
+        running = list(self._running.values())
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+    def _ended(self, name: str, _: asyncio.Task[None]) -> None:
+        self._running.pop(name, None)
 
     async def _holds_lock(self) -> bool:
         key = rediskeys.lock("chores")
@@ -75,3 +95,17 @@ class Chores:
         except (RedisError, OSError):
             return False
         return True
+
+
+async def _done(chore: Chore) -> None:
+    try:
+        await chore.do()
+    except Exception as error:  # noqa: BLE001 - logged; it is done again when it is due
+        _log.warning("%s is tried again: %s", chore.name, str(error) or type(error).__name__)
+
+
+def _watcher(context: Context, redis: RedisClient, broker: Client) -> Watcher:
+    windows, backlog = Windows(context.ledger), Backlog(broker)
+    others: dict[RuleKind, Reading] = {"unknown_model": new_models.reading(context)}
+    measures = Measures(redis, context.balances, context.mirror, windows, context.pool, backlog, others)
+    return Watcher(context, measures)

@@ -161,12 +161,12 @@ class Control:
             except nats.errors.Error:
                 break
             if error := reply.get("error"):
-                if error.get("err_code") != _WRONG_SEQUENCE:
-                    _log.error("CONTROL does not take a change: %s", error.get("description"))
-                    break
                 if problem == _UNKNOWN and (sequence := await self._sequence_of(puts[-1][0], batch)):
                     return sequence
-                raise Overtaken(_OTHERS)
+                if error.get("err_code") == _WRONG_SEQUENCE:
+                    raise Overtaken(_OTHERS)
+                _log.error("CONTROL does not take a change: %s", error.get("description"))
+                break
             return int(reply["seq"])
         raise Unavailable(problem)
 
@@ -192,7 +192,8 @@ class Control:
     async def _sequence_of(self, entity: Entity, batch: str) -> int | None:
         """Where our change stands, if the newest one is ours: its first sending was stored and the answer got lost.
 
-        nats-server 2.15 compares sequences before it looks for repetitions, so it calls that a wrong sequence.
+        nats-server 2.15 compares the sequence of a single message before it looks for repetitions, so it calls that a wrong
+        sequence; of a batch it says that its message ids are there already.
         """
         try:
             message = await self._jetstream.get_last_msg(subjects.STREAM_CONTROL, _subject(type(entity), entity.id))
@@ -206,7 +207,7 @@ class Control:
         except StoreUnavailable:
             _log.warning("Redis is away; accounting will apply %s", event.entity.id)
             return
-        if result in ("MISSING", "OVER"):
+        if result in ("MISSING", "OVER", "TAKEN", "UNSOUND"):
             _log.warning("%s was not applied (%s); accounting decides", event.entity.id, result)
 
     def _check_connected(self) -> None:

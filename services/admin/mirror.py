@@ -21,11 +21,12 @@ from nats.js.errors import APIError
 
 from libs.common import events, subjects
 from libs.common.entities import AlertRule, Channel, Incident, Operator, ServiceToken
-from libs.common.events import Account, ApiKey, Member
+from libs.common.events import Account, ApiKey, Member, UpstreamCredential
 
 _log: Final = logging.getLogger("relay.mirror")
 KINDS: Final[tuple[type[Any], ...]] = (
     Account, Member, ApiKey, Operator, ServiceToken, Channel, AlertRule, Incident,
+    UpstreamCredential,
 )  # fmt: skip
 _TAGS: Final = {str(kind.__struct_config__.tag) for kind in KINDS}
 _BATCH: Final = 500

@@ -39,6 +39,23 @@ def document(operations: Sequence[Operation], *, prefix: str) -> dict[str, Any]:
     }
 
 
+def reference(operations: Sequence[Operation], *, prefix: str) -> str:
+    """All operations as a table of Markdown: what docs/api-reference.md has."""
+    lines = [
+        "# All operations",
+        "",
+        "Made by `python -m services.admin api-reference`; the whole of it, with types, is `/api/openapi.json`.",
+        "",
+        "| operation | what | roles | scope of a service token |",
+        "|---|---|---|---|",
+    ]
+    for one in operations:
+        path = one.path if one.at_root else prefix + one.path
+        roles = "everybody" if one.roles is None else ", ".join(sorted(one.roles))
+        lines.append(f"| `{one.method} {path}` | {one.summary} | {roles} | {one.scope or 'none: for people'} |")
+    return "\n".join(lines) + "\n"
+
+
 def _operation(operation: Operation) -> dict[str, Any]:
     problem = {"description": "Problem", "content": {CONTENT_TYPE: {"schema": _reference(ProblemBody)}}}
     statuses = set(_STATUSES) | (set(_STATUSES_OF_CHANGES) if operation.method != "GET" else set())
@@ -49,6 +66,7 @@ def _operation(operation: Operation) -> dict[str, Any]:
     described: dict[str, Any] = {
         "summary": operation.summary,
         "operationId": operation.id,
+        "tags": [operation.resource],
         "parameters": [*_path_parameters(operation), *_other_parameters(operation)],
         "responses": {
             str(operation.status): {"description": "Done", "headers": _ETAG, "content": _content(operation)},

@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope
 from libs.common import clock, entities, ids
 from libs.common.balances import Balances
 from libs.common.sealing import Sealer
+from libs.common.standing import Standings
 from libs.common.upstreams import Upstreams
 from services.admin.access import Principal, Roles
 from services.admin.control import By, Control, Found
@@ -21,6 +22,7 @@ from services.admin.ledger import Ledger
 from services.admin.mirror import Mirror
 from services.admin.passwords import Passwords
 from services.admin.problems import BadInput, Forbidden, Missing, PreconditionFailed, TooLarge
+from services.admin.senders import Senders
 from services.admin.sessions import Sessions
 
 BODY_BYTES_MAX: Final = 64 * 1024
@@ -56,11 +58,15 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     mirror: Mirror
     ledger: Ledger
     balances: Balances
+    standings: Standings
     sealer: Sealer
     pool: Upstreams
     passwords: Passwords
     sessions: Sessions
+    senders: Senders
     public_url: str = ""
+    price_lead_seconds: float = 60.0
+    """How long before it counts a price book is published at least."""
 
 
 class Call(Request):
@@ -136,7 +142,12 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def id(self) -> str:
         """Its name in the document: `keys_create`."""
-        return self.name or f"{self.handler.__module__.rpartition('.')[2]}_{self.handler.__name__}"
+        return self.name or f"{self.resource}_{self.handler.__name__}"
+
+    @property
+    def resource(self) -> str:
+        """What it is an operation of: the first part of its name."""
+        return self.handler.__module__.rpartition(".")[2]
 
 
 async def read(request: Request, kind: type[_Body]) -> _Body:

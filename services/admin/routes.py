@@ -5,17 +5,25 @@ from typing import Final
 from services.admin.resource import Operation
 from services.admin.resources import (
     accounts,
+    audit,
     balance,
+    channels,
     codes,
+    incidents,
     key_batches,
     keys,
     members,
+    models,
     operators,
+    prices,
+    reports,
     requests,
+    rules,
     signing_in,
     statements,
     tokens,
     upstreams,
+    usage,
 )
 from services.admin.resources import credits as credit_entries
 
@@ -32,5 +40,13 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     *codes.OPERATIONS,
     *statements.OPERATIONS,
     *upstreams.OPERATIONS,
+    *channels.OPERATIONS,
+    *rules.OPERATIONS,
+    *incidents.OPERATIONS,
     *requests.OPERATIONS,
+    *usage.OPERATIONS,
+    *reports.OPERATIONS,
+    *prices.OPERATIONS,
+    *models.OPERATIONS,
+    *audit.OPERATIONS,
 )

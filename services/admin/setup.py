@@ -1,4 +1,7 @@
-"""The first start: nobody is there yet, and there is no default password. A link is printed by which the first owner sets his."""
+"""The first start: nobody is there yet, and there is no default password. A link is printed by which the first owner sets his.
+
+Where RELAY_ADMIN_TOKEN is set, whoever has it invites the first owner, and nothing is printed.
+"""
 
 import logging
 from typing import Final

@@ -17,11 +17,13 @@ from libs.common.leases import Admission, Checked, Granted, Leases, Refused
 from libs.common.pricebook import PriceBook
 from libs.common.pricing import can_price
 from libs.common.scripts import StoreUnavailable
+from libs.common.standing import Standing, Standings
 from services.gateway import callers, hold, recovery, refusals
 from services.gateway.clock import ClockCheck
 from services.gateway.headers import Headers, credential
 from services.gateway.keeper import LeaseKeeper
 from services.gateway.peek import Ask
+from services.gateway.refusal_counts import RefusalCounts
 from services.gateway.spool import Spool
 
 _KNOWN_KEYS_MAX: Final = 100_000
@@ -53,8 +55,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     address: str
     """The caller's, 32 hex digits."""
     ask: Ask
+    book: PriceBook
+    """The one it goes by from beginning to end."""
     models: tuple[str, ...]
-    """Ids of the price book."""
+    """Ids of that book."""
     path: str
     client: str
     """Client family."""
@@ -72,7 +76,8 @@ class Gate:
         keeper: LeaseKeeper,
         spool: Spool,
         clock: ClockCheck,
-        book: PriceBook,
+        counts: RefusalCounts,
+        standings: Standings,
         *,
         unknown_keys_per_minute: int,
     ) -> None:
@@ -82,7 +87,8 @@ class Gate:
         self._keeper = keeper
         self._spool = spool
         self._clock = clock
-        self._book = book
+        self._counts = counts
+        self._standings = standings
         self._unknown_keys_per_minute = unknown_keys_per_minute
         self._known: dict[str, Principal] = {}
         self._blocked: dict[str, float] = {}
@@ -119,7 +125,7 @@ class Gate:
             address=request.address,
             models=request.models,
             input_tokens=request.ask.input_estimated_tokens,
-            hold_nanos=hold.hold_nanos(self._book, request.ask),
+            hold_nanos=hold.hold_nanos(request.book, request.ask),
             memo=memo,
         )
         try:
@@ -132,7 +138,8 @@ class Gate:
         if isinstance(decision, Refused):
             if decision.reason == "closed" and decision.value:  # granted, and Redis died before it could say so
                 self._keeper.void(self._leases.lease_of(admission))
-            raise refusals.refusal(decision, book=self._book, ask=request.ask)
+            self._counts.count(principal.account_id, principal.key_id, decision.reason)
+            raise refusals.refusal(decision, book=request.book, ask=request.ask)
         self._keeper.keep(decision.lease)
         self._spool.open(request.id, recovery.open_note(decision.lease.member_id, decision.multiplier_ppm, memo))
         return decision
@@ -144,8 +151,21 @@ class Gate:
         except StoreUnavailable:
             raise Overloaded(_STORE_AWAY) from None
         if isinstance(decision, Refused):
+            self._counts.count(principal.account_id, principal.key_id, decision.reason)
             raise refusals.refusal(decision)
         return decision
+
+    async def standing(self, principal: Principal, address: str) -> tuple[Checked, Standing]:
+        """How a caller stands whom `check` lets pass; both are asked in one round trip. Raises RelayError."""
+        try:
+            checked, standing = await asyncio.gather(
+                self.check(principal, address), self._standings.read(principal.account_id, principal.key_id)
+            )
+        except StoreUnavailable:
+            raise Overloaded(_STORE_AWAY) from None
+        if standing is None:
+            raise refusals.checking()
+        return checked, standing
 
     def _memo(self, request: Request) -> bytes:
         """What is recorded if this gateway dies and nothing else is known: the estimated input (DESIGN.md, outcomes)."""
@@ -162,7 +182,7 @@ class Gate:
                 status=0,
                 outcome="expired",
                 usage={"input_tokens": request.ask.input_estimated_tokens},
-                price_book_version=self._book.version,
+                price_book_version=request.book.version,
                 multiplier_ppm=0,
                 bytes_in=request.bytes_in,
                 client=request.client,

@@ -15,9 +15,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from libs.common import failpoints, pricebook, redisclient, streams
+from libs.common import failpoints, redisclient, streams
 from libs.common import metrics as metric_names
 from libs.common.balances import Balances
+from libs.common.books import Books
 from libs.common.config import ConfigError, GatewayConfig
 from libs.common.directory import Directory
 from libs.common.gates import Gates
@@ -27,6 +28,7 @@ from libs.common.redisclient import RedisClient
 from libs.common.runtime import spawn
 from libs.common.scripts import Scripts, StoreUnavailable
 from libs.common.sealing import Sealer
+from libs.common.standing import Standings
 from libs.common.upstreams import Upstreams
 from services.gateway import callers, recovery
 from services.gateway.admission import Gate
@@ -36,8 +38,10 @@ from services.gateway.exchange import Drains, Services
 from services.gateway.free import FreePaths
 from services.gateway.keeper import LeaseKeeper
 from services.gateway.pool import Pool
+from services.gateway.prices import Prices
 from services.gateway.proxy import Proxy
 from services.gateway.publisher import Publisher
+from services.gateway.refusal_counts import RefusalCounts
 from services.gateway.spool import Spool
 from services.gateway.transport import TransportConfig, UpstreamTransport
 
@@ -53,7 +57,6 @@ def create_app(
 ) -> ASGIApp:
     """The ASGI application. `transport` replaces the way to the upstream in tests. Raises ConfigError."""
     _arm(config)
-    book = pricebook.load()
     trusted_proxies = _trusted_proxies(config)
     redis = redisclient.connect(config.redis_url)
     scripts = Scripts(redis)
@@ -63,6 +66,7 @@ def create_app(
     broker = Client()
     spool = Spool(Path(config.spool_directory), metrics, bytes_max=config.spool_bytes_max)
     publisher = Publisher(broker.jetstream(), metrics, spool, is_connected=lambda: broker.is_connected)
+    counts = _refusal_counts(broker, metrics, leases)
     ways = _Ways(config, metrics)
     way = ways.make if transport is None else lambda _: transport
     sealer = Sealer(config.secrets_key)
@@ -75,18 +79,18 @@ def create_app(
         metrics=metrics,
         drains=Drains(metrics, count_max=config.drains_max, seconds=config.drain_seconds),
         config=config,
-        price_book_version=book.version,
     )
+    gates = Gates(redis, scripts)
+    prices = Prices(Books(scripts), gates, every_s=config.price_book_seconds)
     clock = ClockCheck(redis, metrics)
-    lifespan = _lifespan(services, clock, broker, redis, scripts)
+    lifespan = _lifespan(services, clock, prices, counts, broker, redis, scripts)
     directory = Directory(redis, Balances(redis, scripts), upstreams, scripts)
-    throttle, gates = config.unknown_keys_per_minute, Gates(redis, scripts)
     return Proxy(
-        local=Starlette(routes=_local_routes(redis, broker, clock, metrics), lifespan=lifespan),
-        gate=Gate(directory, leases, gates, keeper, spool, clock, book, unknown_keys_per_minute=throttle),
+        local=Starlette(routes=_local_routes(redis, broker, clock, prices, metrics), lifespan=lifespan),
+        gate=_gate(scripts, directory, leases, gates, services, clock, counts),
         services=services,
-        free=FreePaths(pool, config, book, metrics),
-        book=book,
+        free=FreePaths(pool, config, metrics),
+        prices=prices,
         metrics=metrics,
         body_budget=body_budget,
         body_bytes_max=config.body_bytes_max,
@@ -95,7 +99,13 @@ def create_app(
 
 
 def _lifespan(
-    services: Services, clock: ClockCheck, broker: Client, redis: RedisClient, scripts: Scripts
+    services: Services,
+    clock: ClockCheck,
+    prices: Prices,
+    counts: RefusalCounts,
+    broker: Client,
+    redis: RedisClient,
+    scripts: Scripts,
 ) -> Callable[[Starlette], AbstractAsyncContextManager[None]]:
     config, pool, keeper, publisher = services.config, services.pool, services.keeper, services.publisher
 
@@ -106,10 +116,13 @@ def _lifespan(
         with contextlib.suppress(StoreUnavailable):  # it is tried again every second
             await pool.refresh()
         await clock.look()
+        await prices.look()
         running = [
             spawn(keeper.run(), name="keep-leases"),
             spawn(pool.run(), name="follow-upstreams"),
             spawn(clock.run(), name="check-clock"),
+            spawn(counts.run(), name="publish-refusals"),
+            spawn(prices.run(), name="follow-prices"),
         ]
         await publisher.flush(_REPLAY_S)  # what was left goes first; NATS away does not keep us from serving
         try:
@@ -119,6 +132,7 @@ def _lifespan(
             for task in (connecting, *running):
                 task.cancel()
             await asyncio.wait([connecting, *running])
+            await counts.close()
             await keeper.close()
             await streams.close(broker)
             await services.spool.aclose()
@@ -127,6 +141,34 @@ def _lifespan(
             await redis.aclose()
 
     return lifespan
+
+
+def _gate(
+    scripts: Scripts,
+    directory: Directory,
+    leases: Leases,
+    gates: Gates,
+    services: Services,
+    clock: ClockCheck,
+    counts: RefusalCounts,
+) -> Gate:
+    return Gate(
+        directory,
+        leases,
+        gates,
+        services.keeper,
+        services.spool,
+        clock,
+        counts,
+        Standings(scripts, leases.member_of),
+        unknown_keys_per_minute=services.config.unknown_keys_per_minute,
+    )
+
+
+def _refusal_counts(broker: Client, metrics: Metrics, leases: Leases) -> RefusalCounts:
+    return RefusalCounts(
+        broker.jetstream(), metrics, member_of=leases.member_of, is_connected=lambda: broker.is_connected
+    )
 
 
 def _trusted_proxies(config: GatewayConfig) -> callers.Networks:
@@ -143,12 +185,13 @@ def _arm(config: GatewayConfig) -> None:
         raise ConfigError(f"RELAY_FAILPOINTS cannot be read: {error}") from None
 
 
-def _local_routes(redis: RedisClient, broker: Client, clock: ClockCheck, metrics: Metrics) -> list[Route]:
+def _local_routes(
+    redis: RedisClient, broker: Client, clock: ClockCheck, prices: Prices, metrics: Metrics
+) -> list[Route]:
     async def ready(_: Request) -> Response:
-        """Redis and a clock that is right are needed to admit. NATS is not: events wait for it."""
-        redis_up = await redisclient.answers(redis)
-        state = {"redis": redis_up, "nats": broker.is_connected, "clock": not clock.is_wrong}
-        return JSONResponse(state, status_code=200 if redis_up and not clock.is_wrong else 503)
+        """Redis, a clock that is right, and prices are needed to admit. NATS is not: events wait for it."""
+        needed = {"redis": await redisclient.answers(redis), "clock": not clock.is_wrong, "prices": prices.is_known}
+        return JSONResponse(needed | {"nats": broker.is_connected}, status_code=200 if all(needed.values()) else 503)
 
     async def healthy(_: Request) -> Response:
         return JSONResponse({"status": "ok"})

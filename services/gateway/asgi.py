@@ -49,6 +49,19 @@ async def answer(send: Send, status: int, headers: Headers, body: bytes) -> None
     await send({"type": "http.response.body", "body": body})
 
 
+async def answer_json(send: Send, body: bytes, request_id: str, extra: Headers) -> None:
+    """An answer of the relay itself, for this caller alone, under our request id; `extra` headers beside its own."""
+    identifier = request_id.encode()
+    headers: Headers = [
+        _JSON,
+        (b"content-length", b"%d" % len(body)),
+        (b"cache-control", b"no-store"),
+        (b"request-id", identifier),
+        (b"x-relay-request-id", identifier),
+    ]
+    await answer(send, 200, headers + extra, body)
+
+
 async def answer_error(send: Send, error: RelayError, request_id: str, extra: Headers | None = None) -> None:
     """An error of ours, in Anthropic's shape, under our request id; `extra` headers beside its own."""
     status, headers, body = answer_of(error, request_id)

@@ -62,7 +62,6 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     metrics: Metrics
     drains: Drains
     config: GatewayConfig
-    price_book_version: str
 
 
 class Exchange:
@@ -287,7 +286,7 @@ class Exchange:
             stop_reason=reading.stop_reason,
             cache_ttl_1h=request.ask.cache_ttl_1h,
             declined_models=tuple(reading.declined_models),
-            price_book_version=self._services.price_book_version,
+            price_book_version=request.book.version,
             multiplier_ppm=self._granted.multiplier_ppm,
             upstream_request_id=self._attempts.upstream_request_id,
             tries=tuple(self._attempts.made),

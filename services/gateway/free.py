@@ -39,15 +39,15 @@ class Visit(msgspec.Struct, frozen=True):
     request_id: str
     account_id: str
     checked: Checked
+    book: PriceBook
 
 
 class FreePaths:
     """Forwards what is free, and shows of the upstream's models only those on offer here."""
 
-    def __init__(self, pool: Pool, config: GatewayConfig, book: PriceBook, metrics: Metrics) -> None:
+    def __init__(self, pool: Pool, config: GatewayConfig, metrics: Metrics) -> None:
         self._pool = pool
         self._config = config
-        self._book = book
         self._metrics = metrics
 
     async def forward(self, call: Call, receive: Receive, send: Send, visit: Visit) -> None:
@@ -57,7 +57,7 @@ class FreePaths:
 
     async def model(self, call: Call, model: str, receive: Receive, send: Send, visit: Visit) -> None:
         """One model, if we price it and the key may use it."""
-        if not self._is_on_offer(model, visit.checked):
+        if not _is_on_offer(model, visit):
             raise NotFound(f"model: {model}")
         await self.forward(call, receive, send, visit)
 
@@ -66,20 +66,10 @@ class FreePaths:
         response, body = await self._fetch(call, receive, visit)
         if response.status_code == 200:
             try:
-                body = self._on_offer(body, visit.checked)
+                body = _on_offer(body, visit)
             except (msgspec.MsgspecError, UnicodeDecodeError):
                 raise UpstreamFailed(_ODD_LIST) from None
         await _answer(send, response, body, visit)
-
-    def _on_offer(self, body: bytes, checked: Checked) -> bytes:
-        page: dict[str, Any] = dict(_decode_list(body))
-        entries = _decode_entries(page["data"]) if "data" in page else []
-        page["data"] = [entry for entry in entries if self._is_on_offer(_decode_entry(entry).id, checked)]
-        return msgspec.json.encode(page)
-
-    def _is_on_offer(self, model: str, checked: Checked) -> bool:
-        row = self._book.find(model)
-        return row is not None and (not checked.models or row.id in checked.models)
 
     async def _fetch(self, call: Call, receive: Receive, visit: Visit) -> tuple[httpx2.Response, bytes]:
         """The answer, whole. Raises CallerLeft, with the upstream let go, when nobody waits for it any more."""
@@ -108,6 +98,18 @@ class FreePaths:
         finally:
             watching.cancel()
             attempts.release()
+
+
+def _on_offer(body: bytes, visit: Visit) -> bytes:
+    page: dict[str, Any] = dict(_decode_list(body))
+    entries = _decode_entries(page["data"]) if "data" in page else []
+    page["data"] = [entry for entry in entries if _is_on_offer(_decode_entry(entry).id, visit)]
+    return msgspec.json.encode(page)
+
+
+def _is_on_offer(model: str, visit: Visit) -> bool:
+    row, allowed = visit.book.find(model), visit.checked.models
+    return row is not None and (not allowed or row.id in allowed)
 
 
 async def _read(sent: Sent) -> tuple[httpx2.Response, bytes]:

@@ -16,8 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from libs.common import ids
 from libs.common.errors import BadRequest, MethodNotAllowed, NotFound, Overloaded, RelayError
 from libs.common.metrics import Metrics
-from libs.common.pricebook import PriceBook
-from services.gateway import admission, asgi, callers, peek
+from services.gateway import admission, asgi, callers, own_usage, peek, ratelimits
 from services.gateway.admission import Gate, Principal, Request
 from services.gateway.callers import Networks
 from services.gateway.cycle import BodyBudget
@@ -25,6 +24,7 @@ from services.gateway.exchange import Exchange, Services
 from services.gateway.framing import connection_listed
 from services.gateway.free import FreePaths, Visit
 from services.gateway.headers import Headers, client_family, value
+from services.gateway.prices import Prices
 from services.gateway.targets import Refusal, Route, Target, resolve
 from services.gateway.upstream import Call
 
@@ -45,7 +45,7 @@ class Proxy:
         gate: Gate,
         services: Services,
         free: FreePaths,
-        book: PriceBook,
+        prices: Prices,
         metrics: Metrics,
         body_budget: BodyBudget,
         body_bytes_max: int,
@@ -55,7 +55,7 @@ class Proxy:
         self._gate = gate
         self._services = services
         self._free = free
-        self._book = book
+        self._prices = prices
         self._metrics = metrics
         self._body_budget = body_budget
         self._body_bytes_max = body_bytes_max
@@ -97,6 +97,8 @@ class Proxy:
                 await asgi.answer(send, 200, [(b"x-relay-request-id", request_id.encode())], b"")
             case Route.MESSAGES:
                 await self._messages(target, request_id, scope, receive, send)
+            case Route.USAGE:
+                await self._own_usage(request_id, scope, receive, send)
             case _:
                 await self._without_charge(target, request_id, scope, receive, send)
 
@@ -105,6 +107,7 @@ class Proxy:
         address = self._address(scope, headers)
         principal = await self._gate.authenticate(headers, address)
         _check_content_type(headers)
+        book = self._prices.of_request(request_id)
         async with self._body(principal, receive) as body:
             ask = peek.peek(body)
             request = Request(
@@ -112,7 +115,8 @@ class Proxy:
                 principal=principal,
                 address=address,
                 ask=ask,
-                models=admission.priced_models(self._book, ask),
+                book=book,
+                models=admission.priced_models(book, ask),
                 path=target.upstream.partition(b"?")[0].decode("ascii"),
                 client=client_family(headers),
                 bytes_in=len(body),
@@ -138,8 +142,9 @@ class Proxy:
         counts = target.route is Route.COUNT_TOKENS
         if counts:
             _check_content_type(headers)
+        book = self._prices.of_request(request_id)
         async with self._body(principal, receive) as body:
-            models = admission.priced_models(self._book, peek.peek(body)) if counts else ()
+            models = admission.priced_models(book, peek.peek(body)) if counts else ()
             checked = await self._gate.check(principal, address, models)
             call = Call(
                 method="POST" if counts else "GET",
@@ -148,7 +153,7 @@ class Proxy:
                 body=body if counts else b"",
                 connection_listed=connection_listed(headers),
             )
-            visit = Visit(request_id, principal.account_id, checked)
+            visit = Visit(request_id, principal.account_id, checked, book)
             match target.route:
                 case Route.COUNT_TOKENS:
                     await self._free.forward(call, receive, send, visit)
@@ -156,6 +161,15 @@ class Proxy:
                     await self._free.model(call, target.model, receive, send, visit)
                 case _:
                     await self._free.models(call, receive, send, visit)
+
+    async def _own_usage(self, request_id: str, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = asgi.request_headers(scope)
+        address = self._address(scope, headers)
+        principal = await self._gate.authenticate(headers, address)
+        async with self._body(principal, receive):
+            checked, standing = await self._gate.standing(principal, address)
+        body = own_usage.body(principal.account_id, principal.key_id, standing)
+        await asgi.answer_json(send, body, request_id, ratelimits.headers(checked.figures))
 
     def _address(self, scope: Scope, headers: Headers) -> str:
         client = scope.get("client")

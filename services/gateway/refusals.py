@@ -17,7 +17,7 @@ _UNITS: Final = {
     "requests": "requests a minute",
     "input": "input tokens a minute (cache reads do not count)",
     "output": "output tokens a minute",
-    "free": "requests a minute to count_tokens and the model list",
+    "free": "requests a minute to count_tokens, the model list and /v1/usage",
 }
 _INACTIVE_KEY: Final = "This API key is not active. Create a new one, or ask the owner of the account to enable it."
 _INACTIVE_MEMBER: Final = "The member this API key belongs to is not active. Ask the owner of the account."

@@ -17,6 +17,7 @@ class Route(Enum):
     COUNT_TOKENS = "count_tokens"
     MODELS = "models"
     MODEL = "model"
+    USAGE = "usage"
     HELLO = "hello"
     LOCAL = "local"
 
@@ -57,6 +58,7 @@ def _table() -> dict[bytes, tuple[Route, frozenset[str], bytes]]:
     for prefix in _PREFIXES:
         table[prefix + b"/messages"] = (Route.MESSAGES, _POST, b"/v1/messages")
         table[prefix + b"/messages/count_tokens"] = (Route.COUNT_TOKENS, _POST, b"/v1/messages/count_tokens")
+        table[prefix + b"/usage"] = (Route.USAGE, _READ, b"")
         table[prefix + b"/models"] = (Route.MODELS, _READ, b"/v1/models")
     return table
 
@@ -84,7 +86,9 @@ def _model(method: str, path: bytes, query: bytes) -> Target | Refusal:
             if method not in _READ:
                 return _wrong_method(_READ)
             return _with_query(Route.MODEL, b"/v1/models/" + name, query, name.decode())
-    return Refusal(404, "There is no such path here. The relay serves /v1/messages, count_tokens and /v1/models.")
+    return Refusal(
+        404, "There is no such path here. The relay serves /v1/messages, count_tokens, /v1/models and /v1/usage."
+    )
 
 
 def _with_query(route: Route, upstream: bytes, query: bytes, model: str = "") -> Target | Refusal:

@@ -87,58 +87,37 @@ class Both:
 
     async def agree(self) -> None:
         """Equal state; and the promises that hold at any moment."""
+        found = await self._everything()
         for number, account in enumerate(self.accounts):
             if account.known:
-                await self._same_account(account)
+                _same_account(found, account)
             for one in (self.members[number], *self.keys[number]):
                 if one.known:
-                    await self._same_scope(account, one)
+                    _same_scope(found, account, one)
             open_holds = sum(lease.hold for lease in account.leases.values())
             assert account.held == open_holds
             assert account.granted == account.balance + account.spent
 
-    async def _same_account(self, account: told.Account) -> None:
-        await self._same_scope(account, account)
-        fields = await self._hash(rediskeys.account(account.id))
-        assert (int(fields["balance"]), int(fields["granted"])) == (account.balance, account.granted)
-        leases = await self._hash(rediskeys.leases(account.id))
-        expected = {name: one.text() for name, one in account.leases.items()}
-        assert {name: text for name, text in leases.items() if ":" not in name} == expected
-        memos = {f"{name}:memo" for name, one in account.leases.items() if one.state != "v"}
-        assert {name for name in leases if ":" in name} == memos
-        index = await self.redis.zrange(rediskeys.lease_index(ids.partition(account.id)), 0, -1, withscores=True)
-        mine = {
-            entry.decode().split(" ")[1]: int(ends) for entry, ends in index if entry.startswith(account.id.encode())
-        }
-        assert mine == account.index
-
-    async def _same_scope(self, account: told.Account, one: told.Scope) -> None:
-        name = {"account": rediskeys.account(account.id), "key": rediskeys.api_key(account.id, one.id)}.get(
-            one.name, rediskeys.member(account.id, one.id)
-        )
-        fields = await self._hash(name)
-        assert (int(fields.get("held", 0)), int(fields.get("spent", 0))) == (one.held, one.spent), one.name
-        assert [int(text) for text in fields.get("buckets", "0 0 0 0").split()] == one.full, one.name
-        used = [int(text) for text in fields.get("used", "0 0 0 0 0 0").split()]
-        assert used == [number for pair in one.used for number in pair], one.name
-        slots = await self.redis.zrange(rediskeys.slots(account.id, one.id), 0, -1, withscores=True)
-        assert {slot.decode(): int(ends) for slot, ends in slots} == one.slots, one.name
-
-    async def _hash(self, name: str) -> dict[str, str]:
-        found = await self.redis.hgetall(name)
-        return {field.decode(): text.decode() for field, text in found.items()}
-
-    async def _everything(self) -> list[Any]:
-        """All there is of both accounts, to see that nothing changes."""
-        found: list[Any] = []
+    async def _everything(self) -> dict[str, dict[str, Any]]:
+        """All there is of both accounts, by the names of the keys, in one round trip: after every step it is asked for."""
+        hashes, sets = [], []
         for number, account in enumerate(self.accounts):
             owners = [account, self.members[number], *self.keys[number]]
-            found += [await self._hash(name) for name in (rediskeys.account(account.id), rediskeys.leases(account.id))]
-            found += [await self._hash(rediskeys.api_key(account.id, key.id)) for key in self.keys[number]]
-            found.append(await self._hash(rediskeys.member(account.id, self.members[number].id)))
-            names = [rediskeys.lease_index(ids.partition(account.id))]
-            names += [rediskeys.slots(account.id, owner.id) for owner in owners]
-            found += [await self.redis.zrange(name, 0, -1, withscores=True) for name in names]
+            hashes += [_name_of(account, owner) for owner in owners] + [rediskeys.leases(account.id)]
+            sets += [rediskeys.lease_index(ids.partition(account.id))]
+            sets += [rediskeys.slots(account.id, owner.id) for owner in owners]
+        reads = self.redis.pipeline(transaction=False)
+        for name in hashes:
+            reads.hgetall(name)
+        for name in sets:
+            reads.zrange(name, 0, -1, withscores=True)
+        answers = await reads.execute()
+        found = {
+            name: {field.decode(): text.decode() for field, text in answer.items()}
+            for name, answer in zip(hashes, answers[: len(hashes)], strict=True)
+        }
+        for name, answer in zip(sets, answers[len(hashes) :], strict=True):
+            found[name] = {entry.decode(): score for entry, score in answer}
         return found
 
     # -- control -----------------------------------------------------------------------------------------------------
@@ -309,6 +288,40 @@ class Both:
         return Lease(self.accounts[number].id, scopes[-1].id, member, request_id)
 
 
-def replayed(before: list[Any], account: told.Account) -> bool:
+def _name_of(account: told.Account, one: told.Scope) -> str:
+    """The key of a hash."""
+    match one.name:
+        case "account":
+            return rediskeys.account(account.id)
+        case "key":
+            return rediskeys.api_key(account.id, one.id)
+    return rediskeys.member(account.id, one.id)
+
+
+def _same_account(found: dict[str, dict[str, Any]], account: told.Account) -> None:
+    _same_scope(found, account, account)
+    fields = found[rediskeys.account(account.id)]
+    assert (int(fields["balance"]), int(fields["granted"])) == (account.balance, account.granted)
+    leases = found[rediskeys.leases(account.id)]
+    expected = {name: one.text() for name, one in account.leases.items()}
+    assert {name: text for name, text in leases.items() if ":" not in name} == expected
+    memos = {f"{name}:memo" for name, one in account.leases.items() if one.state != "v"}
+    assert {name for name in leases if ":" in name} == memos
+    index = found[rediskeys.lease_index(ids.partition(account.id))]
+    mine = {entry.split(" ")[1]: int(ends) for entry, ends in index.items() if entry.startswith(account.id)}
+    assert mine == account.index
+
+
+def _same_scope(found: dict[str, dict[str, Any]], account: told.Account, one: told.Scope) -> None:
+    fields = found[_name_of(account, one)]
+    assert (int(fields.get("held", 0)), int(fields.get("spent", 0))) == (one.held, one.spent), one.name
+    assert [int(text) for text in fields.get("buckets", "0 0 0 0").split()] == one.full, one.name
+    used = [int(text) for text in fields.get("used", "0 0 0 0 0 0").split()]
+    assert used == [number for pair in one.used for number in pair], one.name
+    slots = found[rediskeys.slots(account.id, one.id)]
+    assert {slot: int(ends) for slot, ends in slots.items()} == one.slots, one.name
+
+
+def replayed(before: dict[str, dict[str, Any]], account: told.Account) -> bool:
     """A replay takes nothing, and since the first time the balance may have fallen."""
     return bool(before) and account.balance < account.held

@@ -1,10 +1,10 @@
 """Redis and ClickHouse as accounting sees them, in plain Python. The tests beside this file prove them against the real ones."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from libs.common import clock, money
+from libs.common import clock, money, pricebook
 from libs.common.balances import Balance, CreditResult, Settlement, SettleResult
 from services.accounting.rows import USAGE_COLUMNS, Row
 
@@ -102,6 +102,21 @@ class MemoryHours:
         self.hours.add((account_id, time_ms // 3_600_000))
 
 
+class MemoryBooks:
+    """What `Books` does for accounting: a version that is not known is looked up, and is known from then on."""
+
+    def __init__(self, **texts: str) -> None:
+        self.texts = texts
+        self.lookups = 0
+
+    async def learn(self, versions: Iterable[str]) -> None:
+        """Make known what is published."""
+        if not all(map(pricebook.is_known, set(versions))):
+            self.lookups += 1
+            for version, text in self.texts.items():
+                pricebook.register(version, text)
+
+
 class MemoryLedger:
     """ReplacingMergeTree(version) read through FINAL: the newest version of a request, and of equal ones the last."""
 
@@ -109,6 +124,8 @@ class MemoryLedger:
         self.usage: dict[str, dict[str, Any]] = {}
         self.control: dict[int, Row] = {}
         self.credits: dict[str, Row] = {}
+        self.refusals: dict[Row, tuple[int, str]] = {}
+        """Sort key → count and member."""
         self._recorded: list[tuple[int, dict[str, Any]]] = []
 
     async def append_usage(self, rows: Sequence[Row], now_ms: int | None = None) -> None:
@@ -127,6 +144,12 @@ class MemoryLedger:
     async def append_credits(self, rows: Sequence[Row]) -> None:
         """Append rows of `credits`."""
         self.credits |= {row[0]: row for row in rows}
+
+    async def append_refusals(self, rows: Sequence[Row]) -> None:
+        """Append rows of `refusals`; of those of one sort key the one that counts most."""
+        for account_id, minute, key_id, member_id, reason, gateway_id, refused in rows:
+            name = (account_id, minute, key_id, reason, gateway_id)
+            self.refusals[name] = max(self.refusals.get(name, (0, "")), (refused, member_id))
 
     async def settled_before(
         self, settlements: Sequence[Settlement], recorded_before_ms: int

@@ -14,9 +14,9 @@ from libs.common.events import Attempt, UsageRecorded
 from libs.common.pricing import price_event
 from services.accounting.ledger import Ledger, LedgerUnavailable
 from services.accounting.migrate import Layout, migrate
-from services.accounting.rows import USAGE_COLUMNS, Row, control_row, credit_row, usage_row
+from services.accounting.rows import USAGE_COLUMNS, Row, control_row, credit_row, refusal_row, usage_row
 from tests.contract.fakes import MemoryLedger
-from tests.unit.accounting.samples import account, changed, credit, recorded, request_id_at
+from tests.unit.accounting.samples import account, changed, credit, recorded, refused, request_id_at
 
 pytestmark = pytest.mark.anyio
 
@@ -165,3 +165,31 @@ async def test_an_archive_that_cannot_be_asked(clickhouse_url: str) -> None:
         await ledger.run("NONSENSE")
     await ledger.append_usage([])
     await ledger.close()
+
+
+async def test_counts_of_refusals_only_grow(ledger: Ledger) -> None:
+    """Whatever comes twice, late, or from a gateway that was started anew."""
+    draw, memory, account_id = random.Random(5), MemoryLedger(), ids.new_account_id()
+    names = [(f"key_{number % 3}", f"g{number % 2}", number) for number in range(12)]
+    told = [
+        refused(account_id, key_id=key_id, gateway_id=gateway_id, minute=29_000_000 + number % 4, refused=count)
+        for key_id, gateway_id, number in names
+        for count in draw.sample(range(1, 10**6), 3)
+    ]
+    deliveries = told * 2
+    draw.shuffle(deliveries)
+    while deliveries:
+        rows = [refusal_row(one) for one in deliveries[:5]]
+        deliveries = deliveries[5:]
+        await ledger.append_refusals(rows)
+        await memory.append_refusals(rows)
+    statement = (
+        "SELECT account_id, minute, key_id, reason, gateway_id, refused, member_id FROM refusals FINAL "
+        f"WHERE account_id = '{account_id}'"
+    )
+    found = {
+        (account, minute.replace(tzinfo=UTC), *name): (count, member)
+        for account, minute, *name, count, member in await ledger.query(statement)
+    }
+    assert found == memory.refusals
+    assert len(found) == 12

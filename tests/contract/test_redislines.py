@@ -50,6 +50,7 @@ async def test_a_server_that_was_restarted_is_asked_again(server: Store) -> None
     await client.aclose()
 
 
+@pytest.mark.alone
 async def test_a_frozen_server_is_given_up_after_two_tries(server: Store) -> None:
     client: Any = redisclient.connect(f"redis://127.0.0.1:{server.port}/0")
     lines = Lines(client)

@@ -77,6 +77,7 @@ async def test_a_stream_of_another_make_is_not_taken(tmp_path: Path) -> None:
     process.stop()
 
 
+@pytest.mark.alone
 async def test_publishing_while_away_fails_at_once(tmp_path: Path) -> None:
     port = free_port()
     process = start_nats(tmp_path, tmp_path / "logs", port=port)

@@ -14,7 +14,7 @@ import httpx2
 from libs.common import money
 from tests.e2e.leaving import ANSWER, FINAL, JSON_HEAD, START, STOP, STREAM_HEAD, request_body
 from tests.e2e.relay import Gateway, Relay
-from tests.e2e.waiting import WAIT_S
+from tests.e2e.waiting import PLAIN, WAIT_S
 from tests.e2e.wire import chunk
 
 END_OF_HEAD: Final = b"\r\n\r\n"
@@ -233,7 +233,9 @@ def learned_size(relay: Relay) -> Size:
 
     def ask() -> httpx2.Response:
         headers = {"x-api-key": key, "content-type": "application/json"}
-        return httpx2.post(f"{relay.gateway_url}/v1/messages", content=request_body(stream=False), headers=headers)
+        return httpx2.post(
+            f"{relay.gateway_url}/v1/messages", content=request_body(stream=False), headers=headers, verify=PLAIN
+        )
 
     needed = ask().json()["error"]["needed_usd"]
     relay.post(f"/accounts/{account}/credits", {"amount_usd": needed, "reason": "test"})

@@ -18,7 +18,7 @@ from tests.e2e.relay import Gateway, Relay
 from tests.e2e.store import Store
 from tests.invoice_fold import cost_nanos
 
-pytestmark = [pytest.mark.anyio, pytest.mark.redis_suite]
+pytestmark = [pytest.mark.alone, pytest.mark.anyio, pytest.mark.redis_suite]
 STREAMS: Final = 200
 LEASE_S: Final = 6
 SHORT_LEASE_S: Final = 2

@@ -13,9 +13,9 @@ import pytest
 
 from tests.e2e.herd import Line
 from tests.e2e.relay import Gateway, Relay
-from tests.e2e.waiting import wait_until
+from tests.e2e.waiting import PLAIN, wait_until
 
-pytestmark = pytest.mark.redis_suite
+pytestmark = [pytest.mark.alone, pytest.mark.redis_suite]
 MODEL: Final = "claude-sonnet-4-6"
 HELLO: Final[list[Any]] = [{"role": "user", "content": "Hello"}]
 LIMITS: Final = {"rpm": 500, "itpm": 60_000, "otpm": 30_000}
@@ -38,7 +38,7 @@ def ask(
 ) -> httpx2.Response:
     body = {"model": MODEL, "max_tokens": 50, "messages": HELLO, **fields}
     headers = {"x-api-key": key} | ({"x-sim-scenario": scenario} if scenario else {})
-    return httpx2.post(gateway.url + path, json=body, headers=headers, timeout=30)
+    return httpx2.post(gateway.url + path, json=body, headers=headers, timeout=30, verify=PLAIN)
 
 
 def count_tokens(gateway: Gateway, key: str) -> httpx2.Response:
@@ -241,7 +241,7 @@ def test_a_key_may_use_its_models_only(relay: Relay, gateway: Gateway) -> None:
     assert error_of(refused, 404) == {"type": "not_found_error", "message": f"model: {MODEL}"}
     in_fallback = ask(gateway, key, model="claude-haiku-4-5", fallbacks=[{"model": MODEL}])
     assert error_of(in_fallback, 404)["type"] == "not_found_error"
-    listed = httpx2.get(f"{gateway.url}/v1/models?limit=1000", headers={"x-api-key": key}).json()["data"]
+    listed = httpx2.get(f"{gateway.url}/v1/models?limit=1000", headers={"x-api-key": key}, verify=PLAIN).json()["data"]
     assert {entry["id"] for entry in listed} == {"claude-haiku-4-5", "claude-haiku-4-5-20251001"}
     relay.rows(account, 1)
 
@@ -274,7 +274,7 @@ async def test_counting_tokens_takes_nothing_from_messages(relay: Relay, gateway
     await asyncio.sleep(0)
     assert {answer.status for answer in answers} == {200}
     refused = await asyncio.to_thread(count_tokens, gateway, key)
-    assert "requests a minute to count_tokens and the model list" in error_of(refused, 429)["message"]
+    assert "requests a minute to count_tokens, the model list and /v1/usage" in error_of(refused, 429)["message"]
     assert 1 <= int(refused.headers["retry-after"]) <= 3
     message = await asyncio.to_thread(ask, gateway, key)
     assert (message.status_code, left(message, "requests")) == (200, 0)

@@ -16,6 +16,8 @@ import httpx2
 import psutil
 import pytest
 
+from tests.e2e.waiting import PLAIN
+
 ROOT: Final = Path(__file__).parent.parent.parent
 START_S: Final = 60.0
 STOP_S: Final = 60.0
@@ -105,6 +107,7 @@ def test_what_it_cost_is_there(local_run: LocalRun) -> None:
         f"{run['gateway_url']}/v1/messages",
         headers={"authorization": f"Bearer {run['api_key']}", "anthropic-version": "2023-06-01"},
         json={"model": "claude-sonnet-4-6", "max_tokens": 50, "messages": [{"role": "user", "content": "Hello"}]},
+        verify=PLAIN,
     ).raise_for_status()
     usage = answer.json()["usage"]
     admin = httpx2.Client(
@@ -124,7 +127,7 @@ def test_a_second_one_in_the_same_directory_says_so(local_run: LocalRun) -> None
     second = LocalRun(local_run.home)
     assert second.process.wait(30) == 1
     assert "already running" in second.printed
-    httpx2.get(local_run.run["gateway_url"] + "/readyz").raise_for_status()
+    httpx2.get(local_run.run["gateway_url"] + "/readyz", verify=PLAIN).raise_for_status()
 
 
 def test_ctrl_c_stops_all_and_a_restart_keeps_everything(tmp_path: Path) -> None:
@@ -176,14 +179,16 @@ def test_a_taken_port_is_named(tmp_path: Path, local_run: LocalRun) -> None:
 def _spend(run: dict[str, Any]) -> int:
     body = {"model": "claude-haiku-4-5", "max_tokens": 5, "messages": [{"role": "user", "content": "Hello"}]}
     headers = {"x-api-key": run["api_key"]}
-    return httpx2.post(f"{run['gateway_url']}/v1/messages", headers=headers, json=body, timeout=30).status_code
+    return httpx2.post(
+        f"{run['gateway_url']}/v1/messages", headers=headers, json=body, timeout=30, verify=PLAIN
+    ).status_code
 
 
 def _rows(run: dict[str, Any], count: int) -> list[Any]:
     headers = {"authorization": f"Bearer {run['admin_token']}"}
     query = f"{run['admin_url']}/api/v1/requests?account_id={run['account_id']}"
     deadline = time.monotonic() + 10
-    while len(rows := httpx2.get(query, headers=headers).raise_for_status().json()["data"]) < count:
+    while len(rows := httpx2.get(query, headers=headers, verify=PLAIN).raise_for_status().json()["data"]) < count:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     return list(rows)

@@ -21,7 +21,7 @@ from services.gateway.peek import peek
 from tests.e2e.crowd import CANCELLING, SETTINGS, Crowd, new_account
 from tests.e2e.plans import Plan, Planner
 from tests.e2e.relay import Relay
-from tests.e2e.waiting import wait_until
+from tests.e2e.waiting import PLAIN, wait_until
 from tests.invoice_fold import cost_nanos
 
 REQUESTS: Final = 1000
@@ -29,7 +29,7 @@ REQUESTS: Final = 1000
 
 def parked_by(relay: Relay) -> int:
     """Events that accounting has given up so far."""
-    lines = httpx2.get(f"{relay.services['accounting'].url}/metrics").text.splitlines()
+    lines = httpx2.get(f"{relay.services['accounting'].url}/metrics", verify=PLAIN).text.splitlines()
     return sum(int(line.split()[-1]) for line in lines if line.startswith("relay_events_parked_total"))
 
 
@@ -162,7 +162,7 @@ def test_a_row_tells_all_there_is_to_tell(relay: Relay, stream: bool) -> None:
         "messages": [{"role": "user", "content": "Hi"}],
     }
     headers = {"x-api-key": key, "user-agent": "claude-cli/2.1.330 (external, cli)", "x-sim-scenario": "web_search;n=2"}
-    answer = httpx2.post(f"{relay.gateway_url}/v1/messages?beta=true", json=body, headers=headers)
+    answer = httpx2.post(f"{relay.gateway_url}/v1/messages?beta=true", json=body, headers=headers, verify=PLAIN)
     row = relay.receipt(answer.headers["x-relay-request-id"])
     (created,) = relay.admin.get(f"/accounts/{account}/keys").json()["data"]
     expected = {

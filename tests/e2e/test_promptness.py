@@ -11,6 +11,8 @@ from tests.e2e.bodies import ANSWER, BODY, JSON, SSE, USAGE, event
 from tests.e2e.relay import Relay
 from tests.e2e.wire import WAIT_S, Caller, Headers, Received, ScriptedUpstream, Wire, chunk, head_bytes
 
+pytestmark = pytest.mark.alone
+
 DELAY_MEDIAN_S: Final = 0.05
 DELAY_MAX_S: Final = 1.0
 """Generous: this is for bytes that wait for something, not for a busy machine. What the relay really adds the benchmark says."""

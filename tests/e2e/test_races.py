@@ -19,7 +19,7 @@ from tests.e2e.leaving import USAGE_FINAL
 from tests.e2e.relay import Gateway, Relay
 from tests.invoice_fold import cost_nanos
 
-pytestmark = [pytest.mark.anyio, pytest.mark.redis_suite]
+pytestmark = [pytest.mark.alone, pytest.mark.anyio, pytest.mark.redis_suite]
 GATEWAYS: Final = 4
 CALLERS: Final = 500
 FITTING: Final = 7

@@ -18,6 +18,7 @@ from libs.common import apikeys, subjects
 from libs.localstack.simulator.errors import ORGANIZATION_ID
 from tests.e2e.bodies import JSON, MODEL, SSE, USAGE, event
 from tests.e2e.relay import ADMIN_TOKEN, UPSTREAM_KEY, Gateway, Relay
+from tests.e2e.waiting import PLAIN
 from tests.e2e.wire import Caller, Head, Headers, Received, ScriptedUpstream, Wire, chunk, head_bytes, playing
 
 CANARY: Final = "canary" + secrets.token_hex(8)
@@ -157,7 +158,9 @@ async def test_no_canary_anywhere(planted: list[bytes], relay: Relay, scripted_g
     relay.rows(account, 0)
     found = {
         "logs": b"".join(path.read_bytes() for path in relay.logs.rglob("*") if path.is_file()),
-        "metrics": b"".join(httpx2.get(f"{url}/metrics").content for url in metric_urls(relay, scripted_gateway)),
+        "metrics": b"".join(
+            httpx2.get(f"{url}/metrics", verify=PLAIN).content for url in metric_urls(relay, scripted_gateway)
+        ),
         "redis": await redis_contents(relay.stores["RELAY_REDIS_URL"]),
         "nats": await nats_contents(relay.stores["RELAY_NATS_URL"]),
         "clickhouse": clickhouse_contents(relay.stores["RELAY_CLICKHOUSE_URL"]),

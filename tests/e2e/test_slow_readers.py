@@ -11,6 +11,8 @@ from tests.e2e.relay import Gateway, Relay
 from tests.e2e.waiting import wait_until
 from tests.e2e.wire import WAIT_S, Broken, Received, ScriptedUpstream, Wire, chunk
 
+pytestmark = pytest.mark.alone
+
 STALLED_S: Final = 2.0
 
 

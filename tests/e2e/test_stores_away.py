@@ -15,8 +15,10 @@ from tests.e2e.bodies import BODY, JSON
 from tests.e2e.relay import Relay
 from tests.e2e.store import Store
 from tests.e2e.test_bad_input import refused
-from tests.e2e.waiting import wait_until
+from tests.e2e.waiting import PLAIN, wait_until
 from tests.e2e.wire import Caller, Head
+
+pytestmark = pytest.mark.alone
 
 REFUSED_WITHIN_S: Final = 0.3
 MARGIN_S: Final = 0.1
@@ -34,7 +36,7 @@ def ask(relay: Relay, key: str, path: str = "/v1/messages", body: bytes = QUESTI
 
 
 def is_ready(relay: Relay) -> bool:
-    return httpx2.get(f"{relay.gateway_url}/readyz").status_code == 200
+    return httpx2.get(f"{relay.gateway_url}/readyz", verify=PLAIN).status_code == 200
 
 
 @pytest.mark.parametrize("away", [Store.kill, Store.freeze], ids=["killed", "frozen"])

@@ -12,6 +12,8 @@ from tests.e2e.relay import Gateway, Relay, free_port
 from tests.e2e.test_bad_input import refused
 from tests.e2e.wire import WAIT_S, Caller, Received, ScriptedUpstream, Wire, chunk, head_bytes, playing
 
+pytestmark = pytest.mark.alone
+
 SILENCE_S: Final = 1.0
 
 

@@ -92,8 +92,7 @@ class Rig:
 
     async def change(self, event: ControlChanged) -> int:
         """Publish a control event, as admin does before it applies it; its sequence."""
-        kind = {"Account": "account", "ApiKey": "key", "Credit": "credit"}[type(event.entity).__name__]
-        subject = subjects.control_subject(kind, event.entity.id)
+        subject = subjects.control_subject(str(event.entity.__struct_config__.tag), event.entity.id)
         return await self.publish_bytes(subject, events.encode_control(event), subjects.STREAM_CONTROL)
 
     async def new_account(self, amount_nanos: int = 10**12) -> str:
@@ -148,6 +147,11 @@ class Rig:
 
 async def until(condition: Callable[[], Awaitable[bool]], seconds: float = WAIT_S) -> None:
     """Return once it holds."""
+    loop = asyncio.get_running_loop()
     async with asyncio.timeout(seconds):
+        asked = loop.time()
         while not await condition():
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(
+                max(0.01, loop.time() - asked)
+            )  # what asking costs is missed by those who are waited for
+            asked = loop.time()

@@ -14,6 +14,7 @@ from libs.common.config import AdminConfig
 from libs.common.leases import Admission, Granted, Leases, Refused
 from services.admin import openapi
 from services.admin.app import OPERATIONS, PREFIX, create_app
+from services.admin.resource import Context
 from tests.integration.accounting_rig import until
 
 TOKEN: Final = "test-admin-token-0123456789"
@@ -26,27 +27,24 @@ SECRETS_KEY: Final = sealing.new_key()
 class Admin:
     """Calls with the right token."""
 
-    def __init__(self, client: httpx2.AsyncClient) -> None:
+    def __init__(self, client: httpx2.AsyncClient, context: Context) -> None:
         self.client = client
+        self.context = context
+        """What the application's handlers work with."""
 
     @classmethod
     @contextlib.asynccontextmanager
     async def over(
-        cls, nats_url: str, redis_url: str, clickhouse_url: str, *, wait: bool = True
+        cls, nats_url: str, redis_url: str, clickhouse_url: str, *, wait: bool = True, **settings: Any
     ) -> AsyncIterator[Self]:
-        """Start the application on these stores; `wait`: until it has found them."""
-        config = AdminConfig(
-            nats_url=nats_url,
-            redis_url=redis_url,
-            clickhouse_url=clickhouse_url,
-            admin_token=TOKEN,
-            secrets_key=SECRETS_KEY,
-        )
+        """Start the application on these stores, with these settings; `wait`: until it has found them."""
+        urls = {"nats_url": nats_url, "redis_url": redis_url, "clickhouse_url": clickhouse_url}
+        config = AdminConfig(**urls | {"admin_token": TOKEN, "secrets_key": SECRETS_KEY} | settings)
         app = create_app(config)
         transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
         client = httpx2.AsyncClient(transport=transport, base_url="http://admin", timeout=30)
         async with app.router.lifespan_context(app), client:
-            admin = cls(client)
+            admin = cls(client, app.state.context)
             if wait:
                 await until(admin.is_ready)
             yield admin
@@ -59,7 +57,8 @@ class Admin:
         """A call under /api/v1; what is answered is as the document says."""
         raw = token if isinstance(token, bytes) else token.encode()
         headers = {b"authorization": b"Bearer " + raw, **options.pop("headers", {})}
-        answer = await self.client.request(method, PREFIX + path, headers=headers, **options)
+        whole = path if path.startswith("/v1/") else PREFIX + path
+        answer = await self.client.request(method, whole, headers=headers, **options)
         if method != "HEAD":
             check(method, path, answer)
         return answer
@@ -103,21 +102,24 @@ async def admitted(redis: Redis, account_id: str, key_id: str, **changes: Any) -
 
 def check(method: str, path: str, answer: httpx2.Response) -> None:
     """The answer has the schema its operation is documented with; a problem is a whole one."""
-    body = json.loads(answer.content)
     if not answer.is_success:
+        body = json.loads(answer.content)
         assert answer.headers["content-type"] == PROBLEM
         assert (body["status"], body["type"]) == (answer.status_code, "about:blank")
         assert body["title"] and body["detail"]
         assert answer.status_code != 500
         return
     assert answer.headers["cache-control"] == "no-store"
-    operation = _operation(method, path.partition("?")[0])
-    schema = operation["responses"][str(answer.status_code)]["content"]["application/json"]["schema"]
-    Draft202012Validator({**DOCUMENT, **schema}).validate(body)
+    contents = _operation(method, path.partition("?")[0])["responses"][str(answer.status_code)]["content"]
+    media = answer.headers["content-type"].partition(";")[0]
+    assert media in contents
+    if media != "application/json":
+        return
+    Draft202012Validator({**DOCUMENT, **contents["application/json"]["schema"]}).validate(json.loads(answer.content))
 
 
 def _operation(method: str, path: str) -> dict[str, Any]:
-    parts = (PREFIX + path).split("/")
+    parts = (path if path.startswith("/v1/") else PREFIX + path).split("/")
     for template, operations in DOCUMENT["paths"].items():
         wanted = template.split("/")
         if len(wanted) == len(parts) and all(w.startswith("{") or w == p for w, p in zip(wanted, parts, strict=True)):

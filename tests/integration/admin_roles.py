@@ -14,10 +14,12 @@ LETTERS: Final[dict[str, Role]] = {
     "d": "account:developer",
     "b": "account:billing",
 }
-OPEN: Final = frozenset({"signing_in_sign_in", "signing_in_accept"})
+OPEN: Final = frozenset({"signing_in_sign_in", "signing_in_accept", "models_list_all"})
 """For everybody, without a token."""
-BOUNDLESS: Final = frozenset({"signing_in_sign_out", "signing_in_me", "signing_in_change_password"})
-"""Roles of accounts are let in although no account is in the path: these are about the caller himself."""
+BOUNDLESS: Final = frozenset(
+    {"signing_in_sign_out", "signing_in_me", "signing_in_change_password", "reports_usage", "reports_cost"}
+)
+"""Roles of accounts are let in although no account is in the path: these are about the caller himself, or his account."""
 TABLE: Final = {
     "signing_in_sign_out": "OFSV oadb",
     "signing_in_me": "OFSV oadb",
@@ -70,6 +72,49 @@ TABLE: Final = {
     "requests_show": "OFSV",
     "requests_list_of_account": "OFSV oadb",
     "requests_show_of_account": "OFSV oadb",
+    "upstreams_test": "O",
+    "channels_create_relay": "O",
+    "channels_list_relay": "OFSV",
+    "channels_delete_relay": "O",
+    "channels_test_relay": "O",
+    "channels_create_account": "OS oa",
+    "channels_list_account": "OFSV oab",
+    "channels_delete_account": "OS oa",
+    "channels_test_account": "OS oa",
+    "rules_create_relay": "O",
+    "rules_list_relay": "OFSV",
+    "rules_show_relay": "OFSV",
+    "rules_change_relay": "O",
+    "rules_delete_relay": "O",
+    "rules_test_relay": "O",
+    "rules_create_account": "OS oa",
+    "rules_list_account": "OFSV oab",
+    "rules_show_account": "OFSV oab",
+    "rules_change_account": "OS oa",
+    "rules_delete_account": "OS oa",
+    "rules_test_account": "OS oa",
+    "incidents_list_relay": "OFSV",
+    "incidents_show_relay": "OFSV",
+    "incidents_close_relay": "O",
+    "incidents_list_account": "OFSV oab",
+    "incidents_show_account": "OFSV oab",
+    "incidents_close_account": "OS oa",
+    "usage_show": "OFSV",
+    "usage_show_of_account": "OFSV oadb",
+    "reports_usage": "OFSV oab",
+    "reports_cost": "OFSV oab",
+    "prices_list_all": "OFSV",
+    "prices_show": "OFSV",
+    "prices_departures": "OFSV",
+    "prices_show_draft": "OFSV",
+    "prices_put_row": "OF",
+    "prices_delete_row": "OF",
+    "prices_discard": "OF",
+    "prices_publish": "OF",
+    "audit_list_all": "OFSV",
+    "audit_export": "OFSV",
+    "audit_list_of_account": "OFSV oa",
+    "audit_export_of_account": "OFSV oa",
 }
 """Operation id → letters of its roles."""
 

@@ -9,9 +9,11 @@ import pytest
 
 from libs.common import clock, events, ids, rediskeys, subjects
 from libs.common.balances import Balances, Settlement
+from libs.common.books import Books
 from libs.common.directory import Directory
 from libs.common.events import UsageRecorded
 from libs.common.metrics import Metrics
+from libs.common.scripts import Scripts
 from libs.common.upstreams import Upstreams
 from libs.localstack.process import free_port
 from libs.localstack.stores import start_nats
@@ -126,7 +128,7 @@ async def test_poison_is_parked_and_the_rest_goes_on(rig: Rig) -> None:
     consumer = Consumer(
         rig.jetstream,
         subscription,
-        UsageHandler(rig.ledger, rig.balances, MemoryMarks(), MemoryHours(), metrics),
+        UsageHandler(rig.ledger, rig.balances, Books(Scripts(rig.redis)), MemoryMarks(), MemoryHours(), metrics),
         metrics,
         batch_messages_max=20,
         batch_seconds=0.05,

@@ -6,7 +6,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Final, get_args
 
@@ -17,7 +17,9 @@ from libs.common import failpoints
 from libs.common.events import UsageRecorded
 from libs.common.failpoints import Name
 from libs.localstack.process import free_port
+from libs.localstack.stores import start_nats
 from tests.e2e.relay import Service, environment_of
+from tests.e2e.store import Store
 from tests.integration.accounting_rig import Rig
 from tests.unit.accounting.samples import ONE_TOKEN_NANOS, recorded
 
@@ -36,9 +38,17 @@ STEPS: Final[tuple[Name, ...]] = (
 EVENTS: Final = 30
 
 
+@pytest.fixture(scope="module")
+def own_nats_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A JetStream that no other worker reads from: who is to die at a step must come to it."""
+    store = Store(start_nats, tmp_path_factory.mktemp("nats"))
+    yield f"nats://127.0.0.1:{store.port}"
+    store.close()
+
+
 @pytest.fixture
-async def rig(nats_url: str, redis_url: str, clickhouse_url: str) -> AsyncIterator[Rig]:
-    async with Rig.over(nats_url, redis_url, clickhouse_url) as made:
+async def rig(own_nats_url: str, redis_url: str, clickhouse_url: str) -> AsyncIterator[Rig]:
+    async with Rig.over(own_nats_url, redis_url, clickhouse_url) as made:
         yield made
 
 

@@ -26,6 +26,8 @@ from tests.integration.edge_rig import (
     wait_until,
 )
 
+pytestmark = pytest.mark.alone
+
 GET_10 = b"GET / HTTP/1.0\r\n\r\n"
 HEAD = b"HEAD / HTTP/1.1\r\n" + HOST + b"\r\n"
 

@@ -26,6 +26,8 @@ from tests.integration.edge_rig import (
     wait_until,
 )
 
+pytestmark = pytest.mark.alone
+
 SOON_S = 1.5
 
 

@@ -28,6 +28,8 @@ from tests.integration.edge_rig import (
     wait_until,
 )
 
+pytestmark = pytest.mark.alone
+
 SHORT_S = 0.4
 BODY_BYTES_MAX = 1 << 20
 BUDGET_BYTES = 2 << 20

@@ -250,6 +250,7 @@ async def test_too_many_body_bytes_in_flight(gateway: Gateway) -> None:
     assert (await gateway.message(secret)).status == 200
 
 
+@pytest.mark.alone
 async def test_without_redis_nobody_is_admitted_and_nobody_waits(nats_url: str) -> None:
     config = GatewayConfig(nats_url=nats_url, redis_url="redis://127.0.0.1:1/0")
     transport = httpx2.MockTransport(upstream)

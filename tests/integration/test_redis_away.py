@@ -22,7 +22,7 @@ from libs.localstack.stores import start_redis
 from tests.integration.accounting_rig import until
 from tests.unit.accounting.samples import account
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.alone, pytest.mark.anyio]
 
 REFUSED_WITHIN_S: Final = 0.3
 MARGIN_S: Final = 0.1

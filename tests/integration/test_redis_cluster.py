@@ -24,6 +24,7 @@ from libs.localstack.stores import redis_server, start_redis
 from tests.integration.accounting_rig import until
 
 pytestmark = [
+    pytest.mark.alone,
     pytest.mark.anyio,
     # redis-py drops the connections of a node it takes out of its map without closing them: the collector does, and complains
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),

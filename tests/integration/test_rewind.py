@@ -28,6 +28,7 @@ from libs.localstack.process import Process, free_port, port_answers
 from libs.localstack.stores import start_nats, start_redis
 from services.accounting.log import LogTorn
 from services.accounting.rewinder import Rewinder
+from tests.contract.fakes import MemoryBooks
 from tests.e2e.store import Store
 from tests.integration.accounting_rig import Rig, until
 from tests.integration.test_redis_cluster import Cluster, Watched, cluster, collected_here, watched
@@ -82,8 +83,8 @@ async def rig(past: Past, nats: Store, clickhouse_url: str) -> AsyncIterator[Rig
 
 
 def rewinder(rig: Rig) -> Rewinder:
-    directory = Directory(rig.redis, rig.balances, Upstreams(rig.redis))
-    return Rewinder(Gates(rig.redis), rig.jetstream, rig.ledger, rig.balances, directory, Metrics(), rewind_s=900)
+    gates, directory = Gates(rig.redis), Directory(rig.redis, rig.balances, Upstreams(rig.redis))
+    return Rewinder(gates, rig.jetstream, rig.ledger, rig.balances, directory, MemoryBooks(), Metrics(), rewind_s=900)
 
 
 async def admit(rig: Rig, account_id: str, key_id: str) -> Granted | Refused:

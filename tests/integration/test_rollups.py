@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from libs.common import ids
+from libs.common import clock, ids
 from libs.common.events import Correction, UsageRecorded
 from libs.common.metrics import Metrics
+from services.accounting import rollups
 from services.accounting.app import bootstrap
-from services.accounting.ledger import Ledger
+from services.accounting.ledger import Ledger, LedgerUnavailable
 from services.accounting.rollups import Rollups
 from services.accounting.settlement import price_batch
 from tests.integration.accounting_rig import Rig
@@ -21,18 +22,32 @@ pytestmark = pytest.mark.anyio
 HOUR_MS = 3_600_000
 START_MS = 1_790_000_000_000
 GROUPS = """
-SELECT key_id, member_id, model_answered, outcome, toUnixTimestamp(toStartOfHour(time, 'UTC')), count(),
-  sum(toInt128(total_nanos)),
+SELECT key_id, member_id, model_answered, outcome, client, toUnixTimestamp(toStartOfHour(time, 'UTC')), count(),
+  countIf(status = 429), countIf(first_byte_us > 0), sum(toInt128(total_nanos)),
   sum(arraySum((class, quantity) -> if(class = 'input', quantity, 0), line_classes, line_quantities)),
   sum(arraySum((class, quantity) -> if(class = 'output', quantity, 0), line_classes, line_quantities))
 FROM usage FINAL WHERE account_id = {account:String} GROUP BY ALL ORDER BY ALL
 """
 ROLLED = """
-SELECT key_id, member_id, model, outcome, toUnixTimestamp(hour), number, total, input, output
+SELECT key_id, member_id, model, outcome, client, toUnixTimestamp(hour), number, limited, with_first_byte, total, input, output
 FROM usage_hours FINAL
-ARRAY JOIN key_ids AS key_id, member_ids AS member_id, models AS model, outcomes AS outcome, requests AS number,
+ARRAY JOIN key_ids AS key_id, member_ids AS member_id, models AS model, outcomes AS outcome, clients AS client,
+  requests AS number, rate_limited AS limited, first_bytes AS with_first_byte,
   total_nanos AS total, input_tokens AS input, output_tokens AS output
 WHERE account_id = {account:String} ORDER BY ALL
+"""
+DAYS = """
+SELECT toUnixTimestamp(day), model, outcome, client, a, b, c, d, e, f, g FROM usage_days FINAL
+ARRAY JOIN models AS model, outcomes AS outcome, clients AS client, requests AS a, errors AS b, rate_limited AS c,
+  total_nanos AS d, output_tokens AS e, first_byte_us AS f, first_bytes AS g
+WHERE account_id = {account:String} ORDER BY ALL
+"""
+DAYS_OF_ROWS = """
+SELECT toUnixTimestamp(toStartOfDay(time, 'UTC')), model_answered, outcome, client, count(), countIf(status >= 400 OR status = 0),
+  countIf(status = 429), sum(toInt128(total_nanos)),
+  sum(arraySum((class, quantity) -> if(class = 'output', quantity, 0), line_classes, line_quantities)),
+  sum(first_byte_us), countIf(first_byte_us > 0)
+FROM usage FINAL WHERE account_id = {account:String} GROUP BY 1, 2, 3, 4 ORDER BY ALL
 """
 NAIVE_TABLE = """
 CREATE TABLE IF NOT EXISTS naive_hours (account_id String, hour DateTime('UTC'), total Int128)
@@ -42,6 +57,20 @@ NAIVE_VIEW = """
 CREATE MATERIALIZED VIEW IF NOT EXISTS naive TO naive_hours AS
 SELECT account_id, toStartOfHour(time) AS hour, sum(toInt128(total_nanos)) AS total FROM usage GROUP BY account_id, hour
 """
+
+
+class Dying:
+    """A ledger that is away after so many statements."""
+
+    def __init__(self, ledger: Ledger, statements: int) -> None:
+        self._ledger, self._left, self.ran = ledger, statements, 0
+        self.query = ledger.query
+
+    async def run(self, statement: str, parameters: dict[str, Any] | None = None) -> None:
+        if self.ran == self._left:
+            raise LedgerUnavailable("away")
+        self.ran += 1
+        await self._ledger.run(statement, parameters)
 
 
 @pytest.fixture
@@ -61,6 +90,9 @@ def some_event(account_id: str, chance: random.Random) -> UsageRecorded:
         member_id=chance.choice(["", "memb_1"]),
         model_answered=chance.choice(["claude-sonnet-4-6", "claude-haiku-4-5"]),
         outcome=chance.choice(["expired", "partial", "measured"]),
+        client=chance.choice(["", "claude-code"]),
+        status=chance.choice([200, 429, 500, 0]),
+        first_byte_us=chance.choice([0, 250_000]),
         version=chance.randint(1, 3),
     )
 
@@ -82,18 +114,20 @@ def newer(event: UsageRecorded, chance: random.Random) -> UsageRecorded:
     )
 
 
-async def deliver(ledger: Ledger, rollups: Rollups, batch: list[UsageRecorded]) -> None:
+async def deliver(ledger: Ledger, hours: Rollups, batch: list[UsageRecorded]) -> None:
     entries, unsettled = price_batch(batch)
     assert not unsettled
     await ledger.append_usage([entry.row for entry in entries])
     for event in batch:
-        rollups.touched(event.account_id, ids.id_time_ms(event.request_id))
+        hours.touched(event.account_id, ids.id_time_ms(event.request_id))
 
 
 async def same(ledger: Ledger, account_id: str) -> list[Any]:
     rows = [tuple(row) for row in await ledger.query(GROUPS, {"account": account_id})]
     rolled = [tuple(row) for row in await ledger.query(ROLLED, {"account": account_id})]
     assert rolled == rows
+    days = [[tuple(row) for row in await ledger.query(text, {"account": account_id})] for text in (DAYS, DAYS_OF_ROWS)]
+    assert days[0] == [day for day in days[1] if day[0] < clock.unix_ms() // 86_400_000 * 86_400]
     return rows
 
 
@@ -121,7 +155,7 @@ async def test_sums_are_sums_of_rows_and_not_of_deliveries(ledger: Ledger, seed:
     ((naive,),) = await ledger.query(
         "SELECT sum(total) FROM naive_hours WHERE account_id = {a:String}", {"a": account_id}
     )
-    assert int(naive) != sum(row[6] for row in rows)  # what it would be if deliveries were added up
+    assert int(naive) != sum(row[9] for row in rows)  # what it would be if deliveries were added up
     await ledger.run("DROP VIEW naive")
 
 
@@ -131,6 +165,27 @@ async def test_hours_a_dead_worker_had_in_hand_are_found_by_the_next(ledger: Led
     await deliver(ledger, dead, [some_event(account_id, chance) for _ in range(50)])
     await Rollups(ledger, Metrics(), every_s=1).flush()
     assert await same(ledger, account_id)
+
+
+async def test_rows_from_before_are_all_made_anew_in_pages(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A walk that ends in the middle begins again; what it finds done it passes over."""
+    chance, accounts = random.Random(4), [ids.new_account_id() for _ in range(5)]
+    idle = Rollups(ledger, Metrics(), every_s=1)
+    for account_id in accounts:
+        await deliver(ledger, idle, [some_event(account_id, chance) for _ in range(40)])
+    await ledger.run("TRUNCATE TABLE usage_hours")
+    await ledger.run("TRUNCATE TABLE usage_days")
+    monkeypatch.setattr(rollups, "_PAGE_HOURS", 4)
+    dying = Dying(ledger, statements=2)
+    with pytest.raises(LedgerUnavailable):
+        await Rollups(dying, Metrics(), every_s=1).flush()
+    ((done,),) = await ledger.query("SELECT count() FROM usage_hours")
+    assert done
+    whole = Dying(ledger, statements=10**9)
+    await Rollups(whole, Metrics(), every_s=1).flush()
+    for account_id in accounts:
+        assert await same(ledger, account_id)
+    assert whole.ran > 4
 
 
 async def test_a_worker_sums_up_what_it_settles(nats_url: str, redis_url: str, clickhouse_url: str) -> None:

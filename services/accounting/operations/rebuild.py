@@ -1,7 +1,8 @@
 """Restores a Redis that has lost its data, partition by partition, from the log and the archive; verifies; then opens.
 
 1. **Wipe** what is left of the partition. From its marker on, a run that was broken off goes on instead of beginning anew.
-2. **Apply** all of CONTROL, which is kept for ever: accounts, members, keys, limits, upstream credentials, credits.
+2. **Apply** all of CONTROL, which is kept for ever: accounts, members, keys, limits, upstream credentials, price books,
+   credits.
 3. **Debit the base**: what was archived more than three days ago, summed up by key, member and quarter of an hour, so that the
    budgets of running days, weeks and months come out right in any time zone; older than any such period, by day. Each sum is
    settled like an event, under an id made of what it sums up: once, however often this runs.
@@ -25,7 +26,7 @@ from nats.aio.msg import Msg
 
 from libs.common import clock, events, failpoints, ids, rediskeys, subjects
 from libs.common.balances import Settlement
-from libs.common.events import Account, ControlChanged, Repair, UpstreamCredential
+from libs.common.events import Account, ControlChanged, PublishedBook, Repair, UpstreamCredential
 from libs.common.scripts import StoreRefused, StoreUnavailable
 from services.accounting import log
 from services.accounting.operations import audit
@@ -159,6 +160,10 @@ async def _apply_control(stores: Stores, partitions: set[int]) -> set[str]:
         found = [(one, change) for one in messages if (change := _change(one)) is not None]
         concerned = [(one, change) for one, change in found if _concerns(change, partitions)]
         accounts |= {change.entity.id for _, change in concerned if isinstance(change.entity, Account)}
+        books = [(one, change) for one, change in concerned if isinstance(change.entity, PublishedBook)]
+        for one, change in books:  # in the log's order: of two under one version the first counts
+            await _apply(stores, one, change)
+        concerned = [(one, change) for one, change in concerned if not isinstance(change.entity, PublishedBook)]
         applied = await asyncio.gather(*(_apply(stores, one, change) for one, change in concerned))
         for (one, change), result in zip(concerned, applied, strict=True):
             if result == "MISSING":  # its account came in the same batch
@@ -175,9 +180,7 @@ def _change(message: Msg) -> ControlChanged | None:
 
 def _concerns(change: ControlChanged, partitions: set[int]) -> bool:
     entity = change.entity
-    if isinstance(entity, UpstreamCredential):
-        return True
-    return ids.partition(account_of(change)) in partitions
+    return isinstance(entity, PublishedBook | UpstreamCredential) or ids.partition(account_of(change)) in partitions
 
 
 async def _apply(stores: Stores, message: Msg, change: ControlChanged) -> str:

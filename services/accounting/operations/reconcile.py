@@ -88,19 +88,21 @@ async def _on_their_way(stores: Stores, accounts: set[str]) -> dict[str, int]:
             since = (await stores.jetstream.get_msg(subjects.STREAM_USAGE, floor)).time or since
         except NotFoundError:
             since = log.BEGINNING
-    async for messages in log.read(stores.jetstream, subjects.STREAM_USAGE, "usage.>", since):
+    async for messages in log.read(stores.jetstream, subjects.STREAM_USAGE, subjects.USAGE_EVENTS, since):
         for message in messages:
             if message.metadata.sequence.stream > floor:
-                for event in _settleable(message.data):
+                for event in await _settleable(stores, message.data):
                     if event.account_id in accounts:
                         count[event.account_id] += 1
     return count
 
 
-def _settleable(payload: bytes) -> list[UsageRecorded]:
+async def _settleable(stores: Stores, payload: bytes) -> list[UsageRecorded]:
     """What has no price, or cannot be read, is on its way to nowhere but the parked events."""
     try:
-        entries, _ = price_batch(events.decode_usage(payload))
+        found = events.decode_usage(payload)
+        await stores.books.learn(event.price_book_version for event in found)
+        entries, _ = price_batch(found)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return []
     return [entry.event for entry in entries]

@@ -68,7 +68,7 @@ async def _control(arguments: argparse.Namespace, stores: Stores, counts: Counte
 
 async def _usage(arguments: argparse.Namespace, stores: Stores, counts: Counter[str], metrics: Metrics) -> None:
     hours = Rollups(stores.ledger, metrics, every_s=stores.config.rollup_seconds)
-    async for messages in log.read(stores.jetstream, subjects.STREAM_USAGE, "usage.>", arguments.start):
+    async for messages in log.read(stores.jetstream, subjects.STREAM_USAGE, subjects.USAGE_EVENTS, arguments.start):
         batch = []
         for message in _before(messages, arguments.end):
             try:
@@ -79,6 +79,7 @@ async def _usage(arguments: argparse.Namespace, stores: Stores, counts: Counter[
             batch += [event for event in found if arguments.account in (None, event.account_id)]
         counts["events"] += len(batch)
         if not arguments.dry_run:
+            await stores.books.learn(event.price_book_version for event in batch)
             unsettled = await settle_batch(batch, stores.ledger, stores.balances, metrics)
             counts["unsettled"] += len(unsettled)
             bad = {one.position for one in unsettled}

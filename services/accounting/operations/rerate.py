@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from libs.common import events, failpoints, ids, money, pricebook, subjects
+from libs.common import clock, events, failpoints, ids, money, pricebook, subjects
 from libs.common.events import VERSION_CORRECTION_MIN, Correction, UsageRecorded
 from libs.common.pricing import Unpriced, price_event
 from libs.common.usage import UsageUnreadable
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", dest="end", type=times.time, required=True, metavar="TIME")
     parser.add_argument("--model", default="", metavar="ID", help="only rows that asked for it, or were answered by it")
     parser.add_argument("--account", default="", metavar="ID", help="only rows of this account")
-    parser.add_argument("--book", default=pricebook.CURRENT_VERSION, metavar="VERSION", help="default: %(default)s")
+    parser.add_argument("--book", default="", metavar="VERSION", help="default: the one that counts now")
     parser.add_argument("--actor", required=True, help="who corrects; stands in the receipt")
     parser.add_argument("--reason", required=True, help="why; stands in the receipt")
     parser.add_argument("--dry-run", action="store_true", help="say what would change, and change nothing")
@@ -58,6 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 async def run(arguments: argparse.Namespace, stores: Stores, out: Output) -> int:
     """0 if all rows could be priced, 1 if some could not, 2 for a book there is none of."""
+    await stores.books.refresh()
+    arguments.book = arguments.book or stores.books.at(clock.unix_ms()).version
     try:
         pricebook.load(arguments.book)
     except LookupError as error:

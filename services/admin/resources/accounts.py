@@ -11,7 +11,7 @@ from msgspec import UNSET, UnsetType
 from starlette.responses import Response
 
 from libs.common import clock, ids
-from libs.common.events import Account
+from libs.common.events import Account, UpstreamCredential
 from libs.common.limits import ACCOUNT_DEFAULTS, Limits
 from services.admin.access import EVERYBODY, LEADERS, MONEY, OPERATORS, SUPPORT
 from services.admin.control import Found
@@ -76,6 +76,8 @@ class AccountView(msgspec.Struct, kw_only=True):
     multiplier: str
     time_zone: str
     limits: LimitsView
+    upstreams: Literal["shared", "dedicated"]
+    """Dedicated: it has credentials of its own, and uses no others."""
     created_at: str
 
 
@@ -101,11 +103,11 @@ async def create(context: Context, call: Call) -> Response:
         id=ids.new_account_id(),
         name=body.name,
         created_at_ms=clock.unix_ms(),
-        time_zone=_time_zone(body.time_zone),
+        time_zone=check_time_zone("time_zone", body.time_zone),
         limits=limits.changed(Limits(), body.limits),
     )
     one = await context.control.put(account, over=None, by=call.by("created"))
-    return respond(_view(account), 201, version=one.version)
+    return respond(_view(context, account), 201, version=one.version)
 
 
 async def list_all(context: Context, call: Call) -> Response:
@@ -113,13 +115,13 @@ async def list_all(context: Context, call: Call) -> Response:
     wanted = call.query_params.get("name", "").casefold()
     accounts = [one for one in context.mirror.all(Account) if wanted in one.name.casefold()]
     shown, following = page(call, accounts, lambda one: one.id)
-    return respond(AccountPage([_view(one) for one in shown], following))
+    return respond(AccountPage([_view(context, one) for one in shown], following))
 
 
 async def show(context: Context, call: Call) -> Response:
     """GET /accounts/{account_id}."""
     one = await find_account(context, call.account_id)
-    return respond(_view(one.entity), version=one.version)
+    return respond(_view(context, one.entity), version=one.version)
 
 
 async def change(context: Context, call: Call) -> Response:
@@ -132,10 +134,10 @@ async def change(context: Context, call: Call) -> Response:
     if body.multiplier is not UNSET:
         fields["multiplier_ppm"] = _ppm(body.multiplier)
     if body.time_zone is not UNSET:
-        fields["time_zone"] = _time_zone(body.time_zone)
+        fields["time_zone"] = check_time_zone("time_zone", body.time_zone)
     changed = msgspec.structs.replace(one.entity, limits=limits.changed(one.entity.limits, body.limits), **fields)
     put = await context.control.put(changed, over=one, by=call.by(given(body, "reason").get("reason", "changed")))
-    return respond(_view(changed), version=put.version)
+    return respond(_view(context, changed), version=put.version)
 
 
 def _check_may(call: Call, body: AccountChange) -> None:
@@ -158,9 +160,10 @@ def _ppm(multiplier: str) -> int:
     return int(Decimal(multiplier) * _PPM)
 
 
-def _time_zone(name: str) -> str:
+def check_time_zone(field: str, name: str) -> str:
+    """The name of a zone. Raises Unprocessable."""
     if name not in _time_zones():
-        raise Unprocessable("time_zone must be a name of the IANA database, such as Europe/Berlin or UTC.")
+        raise Unprocessable(f"{field} must be a name of the IANA database, such as Europe/Berlin or UTC.")
     return name
 
 
@@ -170,7 +173,8 @@ def _time_zones() -> frozenset[str]:
     return frozenset(zoneinfo.available_timezones() - _NO_PLACES)
 
 
-def _view(account: Account) -> AccountView:
+def _view(context: Context, account: Account) -> AccountView:
+    dedicated = any(one.status != "deleted" for one in context.mirror.of_account(UpstreamCredential, account.id))
     return AccountView(
         id=account.id,
         name=account.name,
@@ -179,6 +183,7 @@ def _view(account: Account) -> AccountView:
         multiplier=format((Decimal(account.multiplier_ppm) / _PPM).normalize(), "f"),
         time_zone=account.time_zone,
         limits=limits.view(account.limits, ACCOUNT_DEFAULTS),
+        upstreams="dedicated" if dedicated else "shared",
         created_at=time_of(account.created_at_ms),
     )
 

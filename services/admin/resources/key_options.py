@@ -9,6 +9,7 @@ from msgspec import UNSET, UnsetType
 
 from libs.common import pricebook
 from libs.common.limits import Limits
+from services.admin import books
 from services.admin.problems import Missing, Unprocessable
 from services.admin.resource import TEXT, Context
 from services.admin.resources import limits
@@ -42,7 +43,7 @@ async def fields(context: Context, account_id: str, before: Limits, body: KeyOpt
     if body.member_id is not UNSET:
         found["member_id"] = await _member_id(context, account_id, body.member_id)
     if body.models is not UNSET:
-        found["models"] = _models(body.models)
+        found["models"] = await _models(context, body.models)
     if body.ip_allowlist is not UNSET:
         found["ip_allowlist"] = _addresses(body.ip_allowlist)
     if body.expires_at is not UNSET:
@@ -62,12 +63,12 @@ async def _member_id(context: Context, account_id: str, member_id: str | None) -
     return member_id
 
 
-def _models(names: Sequence[str] | None) -> tuple[str, ...]:
+async def _models(context: Context, names: Sequence[str] | None) -> tuple[str, ...]:
     if names is None:
         return ()
     if not names:
         raise Unprocessable("models: an empty list would allow none; null allows all.")
-    book = pricebook.load()
+    book = pricebook.parse((await books.all_books(context.control))[-1].text.encode())  # one that counts soon included
     found: dict[str, None] = {}
     for name in names:
         row = book.find(name)

@@ -11,6 +11,7 @@ from libs.common import apikeys, clock, money
 from libs.common.events import ApiKey
 from libs.common.limits import Limits
 from libs.common.scripts import StoreUnavailable
+from libs.common.standing import Budget
 from services.admin.access import EVERYBODY, MAKERS, SUPPORT
 from services.admin.control import Found
 from services.admin.problems import Conflict, Forbidden, Missing, Unavailable, Unprocessable
@@ -76,11 +77,24 @@ class KeyView(msgspec.Struct, kw_only=True):
     created_at: str
 
 
+class BudgetUse(msgspec.Struct, kw_only=True):
+    """A budget of a key."""
+
+    period: str
+    limit_usd: str
+    spent_usd: str
+    remaining_usd: str
+    """What is held comes off too."""
+    resets_at: str | None
+
+
 class KeyWithUse(KeyView, kw_only=True):
     """A key with what it has used."""
 
     spent_usd: str
     held_usd: str
+    in_flight: int
+    budgets: list[BudgetUse]
     last_used_at: str | None
     """When its last settled request began."""
 
@@ -159,13 +173,19 @@ async def show(context: Context, call: Call) -> Response:
     """GET /accounts/{account_id}/keys/{key_id}."""
     one = await find_key(context, call, str(call.path_params["key_id"]), deleted_too=True)
     try:
-        use = await context.balances.key_use(one.entity.account_id, one.entity.id)
+        standing = await context.standings.read(one.entity.account_id, one.entity.id)
+        used_ms = await context.balances.key_last_used_ms(one.entity.account_id, one.entity.id)
     except StoreUnavailable:
-        raise Unavailable("What the key has used cannot be read right now. Try again.") from None
+        standing = None
+    if standing is None:
+        raise Unavailable("What the key has used cannot be read right now. Try again.")
+    use = standing.key
     shown = KeyWithUse(
-        spent_usd=money.format_usd(use.spent),
-        held_usd=money.format_usd(use.held),
-        last_used_at=time_of(use.last_used_ms) if use.last_used_ms else None,
+        spent_usd=money.format_usd(use.spent_nanos),
+        held_usd=money.format_usd(use.held_nanos),
+        in_flight=use.in_flight,
+        budgets=[_budget(budget, use.held_nanos) for budget in use.budgets],
+        last_used_at=time_of(used_ms) if used_ms else None,
         **_fields(view(one.entity)),
     )
     return respond(shown, version=one.version)
@@ -236,6 +256,17 @@ def view(key: ApiKey) -> KeyView:
         deleted_at=None if key.deleted_at_ms is None else time_of(key.deleted_at_ms),
         replaced_by=key.replaced_by or None,
         created_at=time_of(key.created_at_ms),
+    )
+
+
+def _budget(budget: Budget, held_nanos: int) -> BudgetUse:
+    left = max(budget.limit_nanos - budget.spent_nanos - held_nanos, 0)
+    return BudgetUse(
+        period=budget.period,
+        limit_usd=money.format_usd(budget.limit_nanos),
+        spent_usd=money.format_usd(budget.spent_nanos),
+        remaining_usd=money.format_usd(left),
+        resets_at=time_of(budget.reset_s * 1000) if budget.reset_s else None,
     )
 
 

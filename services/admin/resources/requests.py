@@ -2,6 +2,7 @@
 
 import base64
 import re
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any, Final
 
@@ -10,7 +11,7 @@ from starlette.responses import Response
 
 from libs.common import ids, money
 from services.admin.access import EVERYBODY, OPERATORS
-from services.admin.ledger import Row
+from services.admin.ledger import Names, Row, name_at
 from services.admin.problems import BadInput, Missing
 from services.admin.resource import (
     PAGING,
@@ -75,7 +76,10 @@ class RequestView(msgspec.Struct, kw_only=True):
     time: str
     account_id: str
     key_id: str
+    key_name: str | None
+    """What the key was called when the request began; null: not known yet."""
     member_id: str
+    member_name: str | None
     path: str
     model_asked: str
     model_answered: str
@@ -132,7 +136,7 @@ async def list_page(context: Context, call: Call) -> Response:
     rows = await context.ledger.requests(filters, limit + 1)
     if not rows and call.account_id:
         await find_account(context, call.account_id)
-    views = [_view(row) for row in rows[:limit]]
+    views = await _views(context, rows[:limit])
     more = len(rows) > limit
     return respond(RequestPage(views, encode_cursor(views[-1].request_id) if more else None))
 
@@ -144,7 +148,13 @@ async def show(context: Context, call: Call) -> Response:
     bounds = _bounds_of(call)
     if row is None or any(row[name] != value for name, value in bounds.items()):
         raise Missing("There is no such request in the ledger (a request stands there a moment after its end).")
-    return respond(_view(row))
+    (view,) = await _views(context, [row])
+    return respond(view)
+
+
+async def _views(context: Context, rows: Sequence[Row]) -> list[RequestView]:
+    names = await context.ledger.names({row[name] for row in rows for name in ("key_id", "member_id") if row[name]})
+    return [_view(row, names) for row in rows]
 
 
 def _bounds_of(call: Call) -> dict[str, str]:
@@ -156,7 +166,7 @@ def _bounds_of(call: Call) -> dict[str, str]:
     return bounds
 
 
-def _view(row: Row) -> RequestView:
+def _view(row: Row, names: Names) -> RequestView:
     lines = [
         LineView(
             model=model,
@@ -171,7 +181,7 @@ def _view(row: Row) -> RequestView:
             row["line_quantities"],
             row["line_unit_prices_attos"],
             row["line_amounts_nanos"],
-            strict=True,
+            strict=False,  # when details are no longer kept, classes and quantities still are
         )
     ]
     attempts = [
@@ -192,6 +202,8 @@ def _view(row: Row) -> RequestView:
         "attempts": attempts,
         "total_usd": money.format_usd(row["total_nanos"]),
         "corrects": _correction(row),
+        "key_name": name_at(names, row["key_id"], row["time"]),
+        "member_name": name_at(names, row["member_id"], row["time"]),
     }
     return RequestView(**plain)
 

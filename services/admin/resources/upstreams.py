@@ -16,7 +16,7 @@ from libs.common.limits import Slots
 from libs.common.scripts import StoreUnavailable
 from libs.common.sealing import CannotOpen, SecretsKeyMissing, UpstreamSecret
 from libs.common.upstreams import Kind, Shared, State
-from services.admin import urls
+from services.admin import upstream_calls, urls
 from services.admin.access import OPERATOR_OWNER, OPERATORS
 from services.admin.control import Found
 from services.admin.problems import Conflict, Missing, Unprocessable
@@ -116,6 +116,17 @@ class UpstreamView(msgspec.Struct, kw_only=True):
     created_at: str
 
 
+class TestView(msgspec.Struct, kw_only=True):
+    """How the test call went."""
+
+    ok: bool
+    status: int | None
+    """null: no answer came."""
+    detail: str
+    duration_ms: int
+    models: list[str]
+
+
 class UpstreamList(msgspec.Struct):
     """All credentials, deleted ones included."""
 
@@ -176,6 +187,20 @@ async def delete(context: Context, call: Call) -> Response:
     deleted = msgspec.structs.replace(one.entity, status="deleted")
     put = await context.control.put(deleted, over=one, by=call.by("deleted"))
     return respond(await _view(context, put), version=put.version)
+
+
+async def test(context: Context, call: Call) -> Response:
+    """POST /upstreams/{upstream_id}/test: asks it for its model list, which costs nothing."""
+    credential = (await _find(context, call)).entity
+    tried = await upstream_calls.list_models(credential, _kept(context, credential))
+    shown = TestView(
+        ok=not tried.detail,
+        status=tried.status or None,
+        detail=tried.detail,
+        duration_ms=tried.duration_ms,
+        models=[model.id for model in tried.models],
+    )
+    return respond(shown)
 
 
 async def _find(context: Context, call: Call) -> Found[UpstreamCredential]:
@@ -322,5 +347,9 @@ OPERATIONS = (
     Operation(
         method="DELETE", path=_ONE, handler=delete, summary="Delete an upstream credential", answer=UpstreamView,
         headers=MATCHED, roles=OPERATOR_OWNER, scope="upstreams:write",
+    ),
+    Operation(
+        method="POST", path=f"{_ONE}/test", handler=test, summary="Try an upstream credential", answer=TestView,
+        roles=OPERATOR_OWNER, scope="upstreams:write",
     ),
 )  # fmt: skip

@@ -8,7 +8,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from libs.common import clock, ids
-from libs.common.events import Account, ApiKey, ControlChanged, Credit, Entity, UsageRecorded
+from libs.common.events import Account, ApiKey, ControlChanged, Credit, Entity, RefusalsCounted, UsageRecorded
 from libs.common.leases import Admission
 from tests.contract.fakes import MemoryBalances
 
@@ -33,6 +33,19 @@ def recorded(account_id: str = "acct_1", tokens: int = 1, **changes: Any) -> Usa
         "multiplier_ppm": 1_000_000,
     }
     return UsageRecorded(**(fields | changes))
+
+
+def refused(account_id: str = "acct_1", **changes: Any) -> RefusalsCounted:
+    """What a gateway has counted of one key in the minute before this one."""
+    fields: dict[str, Any] = {
+        "account_id": account_id,
+        "key_id": "key_1",
+        "reason": "budget",
+        "minute": clock.unix_ms() // 60_000 - 1,
+        "gateway_id": "g1",
+        "refused": 1,
+    }
+    return RefusalsCounted(**(fields | changes))
 
 
 def request_id_at(time_ms: int) -> str:
@@ -106,8 +119,16 @@ class Wire(Client):
         return [payload for subject, payload in self.published if subject == message.reply]
 
 
-def delivered(wire: Wire, payload: bytes, *, deliveries: int = 1, age_s: float = 0, sequence: int = 1) -> Msg:
+def delivered(
+    wire: Wire,
+    payload: bytes,
+    *,
+    deliveries: int = 1,
+    age_s: float = 0,
+    sequence: int = 1,
+    subject: str = "usage.v1.p00",
+) -> Msg:
     """A message as JetStream delivers it."""
     stored = datetime.now(UTC) - timedelta(seconds=age_s)
     reply = f"$JS.ACK.USAGE.accounting.{deliveries}.{sequence}.{sequence}.{int(stored.timestamp() * 1e9)}.0"
-    return Msg(_client=wire, subject="usage.v1.p00", reply=reply, data=payload)
+    return Msg(_client=wire, subject=subject, reply=reply, data=payload)

@@ -16,7 +16,7 @@ from libs.common.scripts import StoreUnavailable
 from services.accounting import consumer as consumer_module
 from services.accounting.consumer import Consumer, ControlHandler, Handler, Troubles, UsageHandler
 from services.accounting.control import ControlBatch
-from tests.contract.fakes import MemoryBalances, MemoryHours, MemoryLedger, MemoryMarks
+from tests.contract.fakes import MemoryBalances, MemoryBooks, MemoryHours, MemoryLedger, MemoryMarks
 from tests.unit.accounting.samples import Wire, account, changed, credit, delivered, recorded, with_accounts
 from tests.unit.accounting.test_control import Applied
 from tests.unit.accounting.test_parking import DAY_S, Dlq
@@ -35,7 +35,7 @@ class Rig:
         self.consumer = Consumer(
             self.dlq,
             subscription,
-            handler or UsageHandler(self.ledger, self.balances, self.marks, self.hours, self.metrics),
+            handler or UsageHandler(self.ledger, self.balances, MemoryBooks(), self.marks, self.hours, self.metrics),
             self.metrics,
             batch_messages_max=10,
             batch_seconds=0.1,

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from libs.common import money
-from libs.common.balances import CreditResult
-from libs.common.events import Account, ApiKey, ControlChanged, Credit
+from libs.common.directory import ApplyResult
+from libs.common.events import Account, ApiKey, ControlChanged, Credit, PublishedBook
 from libs.common.metrics import Metrics
 from libs.common.scripts import StoreRefused, StoreUnavailable
 from services.accounting.control import Change, ControlBatch, Unapplied, apply_control
@@ -23,8 +23,10 @@ class Applied:
         self.balances = MemoryBalances()
         self.sequences: list[int] = []
         self.fails = fails
+        self.books: list[ApplyResult] = []
+        """What is answered to price books."""
 
-    async def apply(self, event: ControlChanged, version: int) -> CreditResult:
+    async def apply(self, event: ControlChanged, version: int) -> ApplyResult:
         self.sequences.append(version)
         if self.fails is not None:
             raise self.fails
@@ -38,6 +40,8 @@ class Applied:
             case ApiKey() as key:
                 self.balances.put_key(key.account_id, key.id, version, key.status)
                 return "APPLIED"
+            case PublishedBook():
+                return self.books.pop(0)
             case Credit() as entry:
                 return await self.balances.credit(entry.account_id, entry.id, entry.amount_nanos)
         raise NotImplementedError
@@ -111,6 +115,16 @@ async def test_a_change_that_cannot_be_read_waits_alone(entity: Any, changes: di
     assert (waits.position, waits.patience) == (1, "poison")
     assert rig.directory.sequences == [1, 3]
     assert rig.balance() == 10**9
+
+
+@pytest.mark.parametrize(("result", "reason"), [("TAKEN", "under a new one"), ("UNSOUND", "cannot be read")])
+async def test_a_price_book_that_does_not_count_is_told(result: ApplyResult, reason: str) -> None:
+    rig = Rig()
+    rig.directory.books = [result, "APPLIED", "DUPLICATE"]
+    book = PublishedBook(id="book_1", version="2026-12-01", effective_at_ms=5, text="{}", created_at_ms=1)
+    (waits,) = await rig.apply(*((sequence, changed(book)) for sequence in (1, 2, 3)))
+    assert (waits.position, waits.patience) == (0, "poison") and reason in waits.reason
+    assert set(rig.ledger.control) == {1, 2, 3}
 
 
 async def test_a_change_that_redis_refuses_waits_alone() -> None:

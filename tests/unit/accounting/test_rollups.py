@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from libs.common import clock
 from libs.common.metrics import Metrics
 from services.accounting import rollups
 from services.accounting.ledger import LedgerUnavailable
@@ -22,15 +23,21 @@ class Archive:
         self.away = False
         self.late = late
         self.summed: list[tuple[str, int]] = []
+        self.days: list[tuple[str, int]] = []
 
     async def run(self, statement: str, parameters: dict[str, Any] | None = None) -> None:
         if self.away:
             raise LedgerUnavailable("away")
         assert parameters is not None
-        self.summed += zip(parameters["accounts"], (second // 3600 for second in parameters["hours"]), strict=True)
+        if "usage_days" in statement:
+            self.days += zip(parameters["accounts"], (second // 86_400 for second in parameters["starts"]), strict=True)
+        else:
+            self.summed += zip(parameters["accounts"], (second // 3600 for second in parameters["starts"]), strict=True)
 
     async def query(self, statement: str, parameters: dict[str, Any] | None = None) -> Sequence[Sequence[Any]]:
-        return self.late if parameters else [(datetime(2026, 11, 25, tzinfo=UTC),)]
+        if "usage_days" in statement:
+            return []
+        return self.late if parameters else [(datetime(2026, 11, 25, tzinfo=UTC), 1)]
 
 
 async def test_an_hour_is_summed_up_once_however_many_rows_came() -> None:
@@ -42,6 +49,19 @@ async def test_an_hour_is_summed_up_once_however_many_rows_came() -> None:
     assert archive.summed == [("acct_1", 0), ("acct_1", 1)]
     assert await hours.flush() == 0
     assert metrics.value("relay_rollups_written_total") == 2
+
+
+async def test_a_day_is_summed_up_when_it_is_over() -> None:
+    archive = Archive()
+    hours = Rollups(archive, Metrics(), every_s=1)
+    today = clock.unix_ms() // (24 * HOUR_MS)
+    for day in (today - 1, today):
+        for hour in range(24):
+            hours.touched("acct_1", (day * 24 + hour) * HOUR_MS)
+    await hours.flush()
+    assert archive.days == [("acct_1", today - 1)]
+    await hours.flush()
+    assert len(archive.days) == 1
 
 
 async def test_what_fails_is_kept() -> None:

@@ -2,21 +2,31 @@
 
 import json
 import re
+from datetime import UTC, datetime
 from importlib.resources import files
 from typing import Any
 
 import pytest
 
 from libs.common import ids
-from libs.common.events import Attempt, Member, UpstreamCredential
+from libs.common.events import Attempt, Member, PublishedBook, UpstreamCredential
 from libs.common.pricing import FREE, price_event
 from services.accounting import rows
 from services.accounting.migrate import _files, _statements
-from tests.unit.accounting.samples import account, changed, credit, recorded
+from tests.unit.accounting.samples import account, changed, credit, recorded, refused
 
-DDL = (files("services.accounting") / "migrations" / "0001_ledger.sql").read_text()
+DDL = "".join(
+    (files("services.accounting") / "migrations" / name).read_text()
+    for name in ("0001_ledger.sql", "0006_refusals.sql")
+)
 COLUMN = re.compile(r"^    ([a-z_0-9]+) ([A-Z]\w*(?:\([^\n]*?\))?)(.*?),?$", re.MULTILINE)
-TABLES = {"usage": rows.USAGE_COLUMNS, "credits": rows.CREDIT_COLUMNS, "control": rows.CONTROL_COLUMNS}
+TABLES = {
+    "usage": rows.USAGE_COLUMNS,
+    "credits": rows.CREDIT_COLUMNS,
+    "control": rows.CONTROL_COLUMNS,
+    "refusals": rows.REFUSAL_COLUMNS,
+}
+ENGINES = {"usage": "{replacing(version)}", "refusals": "{replacing(refused)}"}
 
 
 def created(table: str) -> str:
@@ -46,9 +56,9 @@ def test_rows_are_replaced_by_what_never_changes(table: str) -> None:
     key = re.search(r"ORDER BY \((.*)\)", statement)
     assert key is not None
     immutable = {"account_id", "time", "request_id", "credit_id", "kind", "entity_id", "sequence"}
+    immutable |= {"minute", "key_id", "reason", "gateway_id"} if table == "refusals" else set()
     assert set(key[1].split(", ")) <= immutable
-    engine = "{replacing(version)}" if table == "usage" else "{replacing}"
-    assert f"ENGINE = {engine}\n" in statement
+    assert f"ENGINE = {ENGINES.get(table, '{replacing}')}\n" in statement
     for setting in ("fsync_after_insert = 1", "fsync_part_directory = 1", "min_rows_to_fsync_after_merge = 1"):
         assert setting in statement
 
@@ -115,6 +125,8 @@ def test_control_rows_of_members_and_upstreams() -> None:
         id="upst_1", name="u", created_at_ms=1, base_url="https://a", sealed="sealed", hint="abcd"
     )
     assert rows.control_row(changed(shared), 2)[1:4] == ("upstream", "upst_1", "")
+    book = PublishedBook(id="book_1", version="2026-12-01", effective_at_ms=5, text="{}", created_at_ms=1)
+    assert rows.control_row(changed(book), 3)[1:4] == ("pricebook", "book_1", "")
 
 
 def test_control_rows() -> None:
@@ -135,3 +147,17 @@ def test_times_that_cannot_be_are_refused(time_ms: int) -> None:
         rows.control_row(changed(account(), at_ms=time_ms), 1)
     with pytest.raises(ValueError):
         rows.credit_row(credit(created_at_ms=time_ms), "test")
+
+
+def test_refusal_rows() -> None:
+    row = dict(zip(rows.REFUSAL_COLUMNS, rows.refusal_row(refused(minute=29_000_000, refused=7)), strict=True))
+    assert row["minute"] == datetime(2025, 2, 19, 21, 20, tzinfo=UTC)
+    assert (row["account_id"], row["key_id"], row["reason"], row["refused"]) == ("acct_1", "key_1", "budget", 7)
+
+
+@pytest.mark.parametrize(
+    "odd", [{"minute": 0}, {"minute": -1}, {"minute": 2**70}, {"refused": 0}, {"refused": -1}, {"refused": 2**63}]
+)
+def test_refusals_that_cannot_be_are_refused(odd: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):
+        rows.refusal_row(refused(**odd))

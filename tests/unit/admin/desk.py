@@ -12,7 +12,9 @@ from nats.aio.client import Client
 from libs.common import events, redisclient
 from libs.common.balances import Balances
 from libs.common.events import ControlChanged
+from libs.common.scripts import Scripts
 from libs.common.sealing import Sealer
+from libs.common.standing import Standings
 from libs.common.upstreams import Shared, Upstreams
 from services.admin import openapi
 from services.admin.access import Principal
@@ -23,6 +25,7 @@ from services.admin.mirror import Mirror
 from services.admin.passwords import Passwords
 from services.admin.problems import Conflict, Problem, Unprocessable
 from services.admin.resource import Call, Context, Operation
+from services.admin.senders import Senders, SenderSettings
 from services.admin.sessions import Sessions
 
 DOCUMENT: Final[dict[str, Any]] = openapi.document(OPERATIONS, prefix=PREFIX)
@@ -126,11 +129,13 @@ class Desk:
             control=control,
             ledger=MemoryLedger(control),
             balances=Balances(redisclient.connect(NOBODY)),
+            standings=Standings(Scripts(redisclient.connect(NOBODY)), lambda _: ""),
             sealer=Sealer(",".join(secrets_keys)),
             pool=pool,
             mirror=control.mirror,
             passwords=Passwords(),
             sessions=Sessions(redisclient.connect(NOBODY)),
+            senders=Senders(SenderSettings()),
             public_url="http://admin",
         )
         return cls(context, control, pool)

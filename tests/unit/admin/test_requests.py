@@ -1,14 +1,16 @@
 """How a receipt reads: prices, times and cursors."""
 
 import contextlib
+from urllib.parse import urlencode
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from libs.common import ids
-from services.admin.resources import requests
 from services.admin.problems import BadInput
+from services.admin.resource import Call, encode_cursor, page_limit
+from services.admin.resources import requests, times
 
 
 @pytest.mark.parametrize(
@@ -40,18 +42,18 @@ def test_a_unit_price_reads_as_the_public_list_has_it(attos: int, text: str) -> 
     ],
 )
 def test_times(text: str, time_ms: int) -> None:
-    assert requests._time_ms("from", text) == time_ms
+    assert times.query_ms("from", text) == time_ms
 
 
 @given(st.text(max_size=40) | st.datetimes().map(str) | st.datetimes().map(lambda one: one.isoformat() + "+13:45"))
 def test_no_text_is_more_than_a_bad_time(text: str) -> None:
     with contextlib.suppress(BadInput):
-        assert 0 <= requests._time_ms("to", text) < 4_102_444_800_000
+        assert 0 <= times.query_ms("to", text) < 4_102_444_800_000
 
 
 def test_a_cursor_goes_and_comes() -> None:
     request_id = ids.new_request_id()
-    assert requests._cursor(requests._encode_cursor(request_id)) == (ids.id_time_ms(request_id), request_id)
+    assert requests._cursor(encode_cursor(request_id)) == (ids.id_time_ms(request_id), request_id)
 
 
 @given(st.text(max_size=60))
@@ -60,12 +62,17 @@ def test_no_text_is_more_than_a_bad_cursor(text: str) -> None:
         requests._cursor(text)
 
 
+def asking(limit: str) -> Call:
+    query = urlencode({"limit": limit}).encode()
+    return Call({"type": "http", "query_string": query, "headers": []}, None, None)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("text", ["1", "1000"])
 def test_limits(text: str) -> None:
-    assert requests._limit(text) == int(text)
+    assert page_limit(asking(text)) == int(text)
 
 
 @pytest.mark.parametrize("text", ["", "0", "1001", "-1", "1.0", "٣", "1" * 99])
 def test_limits_that_are_none(text: str) -> None:
     with pytest.raises(BadInput):
-        requests._limit(text)
+        page_limit(asking(text))

@@ -182,7 +182,7 @@ async def test_no_secret_is_in_the_log_or_in_an_answer(desk: Desk) -> None:
         ("in_flight_max", 0, 400),
         ("account_id", "", 422),
         ("account_id", "acct_*", 422),
-        ("account_id", ids.new_account_id(), 422),
+        pytest.param("account_id", ids.new_account_id(), 422, id="account_id-of nobody-422"),
         ("account_id", 1, 400),
         ("status", "deleted", 400),
         ("sealed", "x", 400),

@@ -16,6 +16,8 @@ from libs.common.events import (
     ControlChanged,
     Credit,
     Member,
+    PublishedBook,
+    RefusalsCounted,
     UpstreamCredential,
     UsageRecorded,
 )
@@ -91,6 +93,7 @@ ENTITIES: list[events.Entity] = [
     UpstreamCredential(
         id="upst_1", name="n", created_at_ms=2, base_url="https://a", sealed="s", hint="abcd", weight=3, in_flight_max=9
     ),
+    PublishedBook(id="book_1", version="2026-12-01", effective_at_ms=5, text='{"é": 1}', created_at_ms=3, note="dearer"),
     Credit(id="cred_1", account_id="acct_1", amount_nanos=-(10**15), reason="refund", created_at_ms=3),
 ]  # fmt: skip
 
@@ -178,3 +181,17 @@ def test_one_event_by_itself() -> None:
 
 def test_limits_that_are_not_set_take_no_space() -> None:
     assert b'"limits":{}' in events.encode_control(ControlChanged(entity=ENTITIES[0], actor="a", reason="r", at_ms=5))
+
+
+def test_refusals_are_read_as_they_were_counted_and_never_for_usage() -> None:
+    counted = [
+        RefusalsCounted(
+            account_id="acct_1", key_id="key_1", reason=reason, minute=29_000_000, gateway_id="g1", refused=number
+        )
+        for number, reason in enumerate(("budget", "requests"), 1)
+    ]
+    payload = events.encode_refusals(counted)
+    assert events.decode_refusals(payload) == counted
+    for other, read in ((payload, events.decode_usage), (events.encode_usage([event()]), events.decode_refusals)):
+        with pytest.raises(msgspec.DecodeError):
+            read(other)

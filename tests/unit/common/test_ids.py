@@ -44,7 +44,7 @@ def test_prefixes(make: object, prefix: str) -> None:
     before, made, after = clock.unix_ms(), make(), clock.unix_ms()
     assert made.startswith(prefix) and len(made) == len(prefix) + 32
     assert ids.id_bytes(made).hex() == made.removeprefix(prefix)
-    assert before <= ids.id_time_ms(made) <= after
+    assert before <= ids.id_time_ms(made) == ids.own_time_ms(made) <= after
 
 
 def test_ids_sort_by_time() -> None:

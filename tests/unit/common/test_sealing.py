@@ -37,6 +37,28 @@ def test_one_credential_cannot_be_put_in_the_place_of_another() -> None:
         Sealer(KEY).open("upst_2", Sealer(KEY).seal("upst_1", SECRET))
 
 
+@given(st.text(), st.text())
+def test_any_text_may_be_sealed(entity_id: str, text: str) -> None:
+    try:
+        sealed = Sealer(KEY).seal_text(entity_id, text)
+    except UnicodeEncodeError:
+        return
+    assert Sealer(KEY).open_text(entity_id, sealed) == text
+    with pytest.raises(CannotOpen):
+        Sealer(KEY).open_text(entity_id + "2", sealed)
+
+
+def test_a_credential_is_no_text_and_a_text_no_credential() -> None:
+    sealer = Sealer(KEY)
+    with pytest.raises(CannotOpen):
+        sealer.open_text("upst_1", sealer.seal("upst_1", SECRET))
+    with pytest.raises(CannotOpen):
+        sealer.open("upst_1", sealer.seal_text("upst_1", "text"))
+    for shut in (Sealer(""), Sealer(new_key())):
+        with pytest.raises(SecretsKeyMissing):
+            shut.open_text("chan_1", sealer.seal_text("chan_1", "text"))
+
+
 def test_while_keys_change_the_first_one_seals_and_each_opens() -> None:
     new = new_key()
     both = Sealer(f"{new}, {KEY}")
@@ -54,13 +76,20 @@ def test_without_a_key_nothing_is_sealed_or_opened(keys: str) -> None:
         Sealer(keys).open("upst_1", "x")
 
 
-@pytest.mark.parametrize("sealed", ["", "x", "ünlesbar", Fernet(KEY).encrypt(b"{}").decode(), "gAAAA" + "A" * 95])
+@pytest.mark.parametrize(
+    "sealed",
+    ["", "x", "ünlesbar", pytest.param(Fernet(KEY).encrypt(b"{}").decode(), id="another text"), "gAAAA" + "A" * 95],
+)
 def test_what_was_never_sealed_does_not_open(sealed: str) -> None:
     with pytest.raises(CannotOpen):
         Sealer(KEY).open("upst_1", sealed)
 
 
-@pytest.mark.parametrize("keys", ["secret-but-short", KEY + ",nonsense!", "ü" * 44, KEY[:-2]])
+@pytest.mark.parametrize(
+    "keys",
+    ["secret-but-short", KEY + ",nonsense!", "ü" * 44, KEY[:-2]],
+    ids=["short", "the second is none", "of other letters", "cut off"],
+)
 def test_what_is_no_key_is_refused_and_not_shown(keys: str) -> None:
     with pytest.raises(ConfigError, match="RELAY_SECRETS_KEY holds what is no key") as caught:
         Sealer(keys)

@@ -81,7 +81,7 @@ def test_a_port_that_is_taken(start: Callable[..., Process]) -> None:
 
 def test_services_say_what_is_wrong_with_their_settings() -> None:
     for service, variable in (("admin", "RELAY_ADMIN_TOKEN"), ("accounting", "RELAY_BATCH_SECONDS")):
-        environment = {"PYTHONPATH": str(ROOT), "PATH": "", "RELAY_BATCH_SECONDS": "soon"}
+        environment = {"PYTHONPATH": str(ROOT), "PATH": "", "RELAY_BATCH_SECONDS": "soon", "RELAY_ADMIN_TOKEN": "short"}
         command = [sys.executable, "-m", f"services.{service}"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=20, check=False)
         assert (done.returncode, done.stdout) == (2, "")

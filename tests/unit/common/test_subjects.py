@@ -17,7 +17,8 @@ def matches(pattern: str, subject: str) -> bool:
     ("subject", "stream"),
     [
         *((subjects.usage_subject(number), subjects.STREAM_USAGE) for number in (0, 7, ids.PARTITIONS - 1)),
-        (subjects.control_subject("account", ids.new_account_id()), subjects.STREAM_CONTROL),
+        (subjects.refused_subject(7), subjects.STREAM_USAGE),
+        pytest.param(subjects.control_subject("account", ids.new_account_id()), subjects.STREAM_CONTROL, id="control"),
         (subjects.DLQ_USAGE, subjects.STREAM_DLQ),
         (subjects.DLQ_CONTROL, subjects.STREAM_DLQ),
     ],
@@ -34,6 +35,10 @@ def test_every_subject_has_one_stream(subject: str, stream: str) -> None:
 def test_subject_names() -> None:
     names = [subjects.usage_subject(number) for number in range(ids.PARTITIONS)]
     assert names[0] == "usage.v1.p00" and names[63] == "usage.v1.p63" and len(set(names)) == 64
+    assert all(matches(subjects.USAGE_EVENTS, name) and not subjects.is_refused(name) for name in names)
+    refused = [subjects.refused_subject(number) for number in range(ids.PARTITIONS)]
+    assert refused[7] == "usage.refused.p07" and len(set(refused)) == 64
+    assert all(subjects.is_refused(name) and not matches(subjects.USAGE_EVENTS, name) for name in refused)
     assert subjects.control_subject("key", "key_1") == "control.key.key_1"
 
 

@@ -11,7 +11,7 @@ import httpx2
 from nats.js.api import PubAck
 from starlette.types import Message
 
-from libs.common import events
+from libs.common import events, pricebook
 from libs.common.config import GatewayConfig
 from libs.common.events import UsageRecorded
 from libs.common.leases import Figures, Granted, Lease, Window
@@ -157,6 +157,7 @@ REQUEST = Request(
     principal=Principal("acct_1", "key_1"),
     address="0" * 32,
     ask=peek(BODY),
+    book=pricebook.load(),
     models=("claude-sonnet-4-6",),
     path="/v1/messages",
     client="curl",
@@ -218,7 +219,6 @@ class Bench:
             metrics=self.metrics,
             drains=self.drains,
             config=config,
-            price_book_version="2026-11-22",
         )
         self.exchange = Exchange(
             services,

@@ -208,6 +208,7 @@ async def test_requests_wait_while_somebody_tries_a_credential_that_was_out() ->
     assert [len(one.made) for one in attempts] == [1] * 20
 
 
+@pytest.mark.alone
 async def test_the_upstreams_wait_is_honoured_and_bounded() -> None:
     rig = Rig(["a"], upstream_retry_after_seconds_max=0.1, upstream_retries_max=1)
     rig.tell("a", error(529, retry_after="60"))
@@ -217,6 +218,7 @@ async def test_the_upstreams_wait_is_honoured_and_bounded() -> None:
     assert len(rig.asked) == 2
 
 
+@pytest.mark.alone
 async def test_the_whole_is_bounded() -> None:
     rig = Rig(["a"], upstream_retries_seconds_max=0.25, upstream_retry_after_seconds_max=0.1, upstream_retries_max=9)
     rig.tell("a", error(529, retry_after="1"))

@@ -12,6 +12,7 @@ from tests.unit.gateway.pools import ACCOUNT, Rig, error, ok, sent, sent_alone
 pytestmark = pytest.mark.anyio
 
 
+@pytest.mark.alone
 async def test_a_caller_who_leaves_ends_the_waiting() -> None:
     rig = Rig(["a"], upstream_retry_seconds=1e-9, upstream_retry_after_seconds_max=1.9)
     rig.tell("a", error(529, retry_after="60"))

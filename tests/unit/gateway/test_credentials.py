@@ -99,7 +99,7 @@ def test_those_of_redis_are_opened() -> None:
     assert from_redis([stored(sealed, status="disabled")], sealer)[0].disabled
 
 
-@pytest.mark.parametrize("keys", ["", new_key()])
+@pytest.mark.parametrize("keys", ["", new_key()], ids=["no key", "another key"])
 def test_one_that_cannot_be_opened_says_so(keys: str) -> None:
     sealed = Sealer(new_key()).seal("upst_1", UpstreamSecret(api_key=SECRET))
     (way,) = from_redis([stored(sealed)], Sealer(keys))

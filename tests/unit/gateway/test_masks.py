@@ -189,12 +189,13 @@ def test_the_event_that_ends_a_broken_stream() -> None:
     "part",
     [b" ", b"org ", b"org" + b" " * 99, b'"type" ', b"\\u0061", b"org-", b"organization_", b'"type"' + b" " * 99],
 )
+@pytest.mark.alone
 def test_no_text_of_a_megabyte_takes_half_a_second(part: bytes) -> None:
     body = part * (1_000_000 // len(part))
-    started = time.perf_counter()
+    started = time.thread_time()
     masked_answer(400, body)
     masked_event_data(body)
-    assert time.perf_counter() - started < 0.5
+    assert time.thread_time() - started < 0.5
 
 
 def assert_busy(masked: Any) -> None:

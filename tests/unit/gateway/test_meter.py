@@ -265,15 +265,16 @@ def test_a_huge_event_is_passed_over_and_what_follows_is_read() -> None:
     assert metrics.value("relay_meter_errors_total", "oversized") == 1
 
 
+@pytest.mark.alone
 def test_a_text_event_takes_microseconds() -> None:
     """It is the hot path: 1.5 us on the machine this was written on, 2.7 before it was looked at."""
     meter, chunk = StreamMeter(Metrics()), text("Hello there, how are you today?")
     spent = []
     for _ in range(20):
-        started_at = time.perf_counter()
+        started_at = time.thread_time()
         for _ in range(500):
             meter.feed(chunk)
-        spent.append((time.perf_counter() - started_at) / 500)
+        spent.append((time.thread_time() - started_at) / 500)
     assert min(spent) < 5e-6
 
 

@@ -91,12 +91,13 @@ class Biggest:
         pass
 
 
+@pytest.mark.alone
 def test_a_zip_bomb_is_unpacked_in_small_pieces_and_only_so_far() -> None:
     bomb = gzip.compress(b"\0" * (80 * 1024 * 1024), 1)
     metrics, inner = Metrics(), Biggest()
-    started_at = time.perf_counter()
+    started_at = time.thread_time()
     read([bomb], GzipMeter(inner, metrics))
-    assert time.perf_counter() - started_at < 2
+    assert time.thread_time() - started_at < 2
     assert inner.most <= 64 * 1024
     assert inner.total == meter_module.PLAIN_BYTES_MAX
     assert metrics.value("relay_meter_errors_total", "oversized") == 1

@@ -62,13 +62,15 @@ NASTY = {
 }
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("kind", NASTY)
 def test_no_body_of_8_mb_takes_a_second(kind: str) -> None:
-    started = time.perf_counter()
+    started = time.thread_time()
     refused_or_read(NASTY[kind])
-    assert time.perf_counter() - started < 1
+    assert time.thread_time() - started < 1
 
 
+@pytest.mark.alone
 def test_an_ordinary_body_of_400_kb_takes_less_than_its_budget() -> None:
     text = 'def f(x: int) -> str:\n\treturn "naïve" # \U0001f600\n' * 40
     turn = [{"role": "user", "content": [{"type": "text", "text": text}]}, {"role": "assistant", "content": text}]
@@ -79,7 +81,7 @@ def test_an_ordinary_body_of_400_kb_takes_less_than_its_budget() -> None:
         assert 300_000 < len(payload) < 500_000
         spent = []
         for _ in range(15):
-            started = time.perf_counter()
+            started = time.thread_time()
             peek(payload)
-            spent.append(time.perf_counter() - started)
+            spent.append(time.thread_time() - started)
         assert min(spent) < 0.0025  # 0.3 to 0.7 ms on the machine this was written on

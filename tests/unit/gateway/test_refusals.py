@@ -57,7 +57,11 @@ def test_a_model_the_key_may_not_use_is_not_there() -> None:
     ("reason", "scope", "sentence"),
     [
         ("requests", "key", "This API key may use 3 requests a minute; 0 are left. It would pass in 20 s."),
-        ("free", "account", "This account may use 3 requests a minute to count_tokens and the model list; 0 are left."),
+        (
+            "free",
+            "account",
+            "This account may use 3 requests a minute to count_tokens, the model list and /v1/usage; 0 are left.",
+        ),
         ("output", "member", "This member may use 3 output tokens a minute; 0 are left."),
     ],
 )

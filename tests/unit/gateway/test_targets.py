@@ -38,6 +38,16 @@ def test_hello_never_goes_upstream(method: str, path: bytes) -> None:
     assert resolve(method, path, b"x=1") == Target(Route.HELLO)
 
 
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize("method", ["HEAD", "GET"])
+def test_own_usage_never_goes_upstream(prefix: bytes, method: str) -> None:
+    assert resolve(method, prefix + b"/usage", b"x=1") == Target(Route.USAGE)
+    refused = resolve("POST", prefix + b"/usage", b"")
+    assert isinstance(refused, Refusal) and (refused.status, refused.headers) == (405, {"allow": "GET, HEAD"})
+    for path in (b"/usage/", b"/usage/x", b"/Usage"):
+        assert isinstance(resolve(method, prefix + path, b""), Refusal)
+
+
 @pytest.mark.parametrize("path", [b"/healthz", b"/readyz", b"/metrics"])
 def test_local(path: bytes) -> None:
     assert resolve("GET", path, b"") == Target(Route.LOCAL)

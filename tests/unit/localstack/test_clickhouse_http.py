@@ -18,6 +18,7 @@ def test_settings_of_the_address_become_a_clause() -> None:
 @pytest.mark.parametrize(
     ("coding", "packed"),
     [("", b"text"), ("gzip", gzip.compress(b"text")), ("deflate", zlib.compress(b"text"))],
+    ids=["plain", "gzip", "deflate"],
 )
 def test_bodies_are_unpacked(coding: str, packed: bytes) -> None:
     assert _unpacked(packed, coding) == b"text"

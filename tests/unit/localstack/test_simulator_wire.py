@@ -203,6 +203,7 @@ async def test_five_hundred_streams(sim: Sim) -> None:
     assert running == 500
 
 
+@pytest.mark.alone
 @pytest.mark.anyio
 async def test_a_thousand_requests_take_seconds(sim: Sim) -> None:
     began, sim_id = time.monotonic(), new_id()

@@ -1,0 +1,89 @@
+"""A chore: sends what stands in the outboxes of incidents, and notes what came of it.
+
+1  The try is claimed by compare-and-set, with the time of the next one: of two processes, one sends.
+2  It is sent, under the id of the delivery.
+3  What came of it is noted.
+Whoever dies between 2 and 3 leaves a delivery that is sent again, under the same id, when its next try is due: at least once, and
+receivers that drop repeated ids see it once.
+"""
+
+import asyncio
+import logging
+from typing import Final
+
+from libs.common import clock, failpoints
+from libs.common.entities import AlertRule, Channel, Delivery, Incident
+from libs.common.sealing import SecretsKeyMissing
+from services.admin import deliveries, targets
+from services.admin.control import By
+from services.admin.deliveries import Result
+from services.admin.notices import Undelivered
+from services.admin.problems import Conflict
+from services.admin.resource import Context
+
+_log: Final = logging.getLogger("relay.outbox")
+_BY: Final = By(actor="relay", address="", reason="notices")
+_AT_ONCE: Final = 20
+_NOTE_TRIES: Final = 5
+_GONE: Final = Result("The channel was deleted.", retryable=False)
+_FAILED: Final = Result("The relay failed to send it; its log says why.")
+_SHUT: Final = Result("RELAY_SECRETS_KEY does not open what is kept of this channel.")
+
+
+class Outbox:
+    """See the module's docstring."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    async def run(self) -> None:
+        """Send what is due. Raises Unavailable."""
+        now_ms = clock.unix_ms()
+        names = [one.id for one in self._context.mirror.all(Incident) if deliveries.due(one, now_ms)]
+        for start in range(0, len(names), _AT_ONCE):
+            await asyncio.gather(*(self._send_all(name) for name in names[start : start + _AT_ONCE]))
+
+    async def _send_all(self, incident_id: str) -> None:
+        found = await self._context.control.find(Incident, incident_id)
+        now_ms = clock.unix_ms()
+        due = deliveries.due(found.entity, now_ms) if found else []
+        if found is None or not due:
+            return
+        claimed = deliveries.claimed(found.entity, {one.id for one in due}, now_ms)
+        try:
+            await self._context.control.put(claimed, over=found, by=_BY)
+        except Conflict:
+            return  # somebody else sends, or the incident has changed: next time
+        rule = self._context.mirror.get(AlertRule, claimed.rule_id)
+        results = await asyncio.gather(*(self._send(claimed, one, rule) for one in due))
+        failpoints.reach("notices_sent")
+        await self._note(incident_id, {one.id: result for one, result in zip(due, results, strict=True)})
+
+    async def _send(self, incident: Incident, delivery: Delivery, rule: AlertRule | None) -> Result:
+        channel = self._context.mirror.get(Channel, delivery.channel_id)
+        if channel is None or channel.status != "active":
+            return _GONE
+        try:
+            target = targets.opened(self._context.sealer, channel)
+            await self._context.senders.send(target, deliveries.notice(incident, delivery, rule))
+        except SecretsKeyMissing:
+            return _SHUT
+        except Undelivered as undelivered:
+            return Result(undelivered.reason, retryable=undelivered.retryable)
+        except Exception:  # noqa: BLE001 - logged; one notice must not hold up the others
+            _log.exception("a notice of %s cannot be sent", incident.id)
+            return _FAILED
+        return Result()
+
+    async def _note(self, incident_id: str, results: dict[str, Result]) -> None:
+        """Whatever else has changed in the meantime: an incident may be closed while its notices are on their way."""
+        for _ in range(_NOTE_TRIES):
+            found = await self._context.control.find(Incident, incident_id)
+            if found is None:
+                return
+            try:
+                await self._context.control.put(deliveries.noted(found.entity, results), over=found, by=_BY)
+            except Conflict:
+                continue
+            return
+        _log.warning("%s: what came of its notices could not be noted; they are sent again", incident_id)

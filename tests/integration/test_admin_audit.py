@@ -1,0 +1,122 @@
+"""The audit log: every change with before and after, without secrets; and a chain that shows what was touched."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from libs.common import clock, streams
+from libs.common.events import Account, ControlChanged
+from libs.localstack.process import free_port
+from libs.localstack.stores import start_nats
+from services.admin import audit_chain
+from services.admin.ledger import Ledger
+from tests.integration.accounting_rig import Rig, until
+from tests.integration.admin_rig import Admin
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def rig(redis_url: str, clickhouse_url: str, tmp_path: Path) -> AsyncIterator[Rig]:
+    """A log of its own, so that all of it can be verified."""
+    port = free_port()
+    process = start_nats(tmp_path / "nats", tmp_path, port=port)
+    try:
+        async with Rig.over(f"nats://127.0.0.1:{port}", redis_url, clickhouse_url) as made, made.worker():
+            await made.ledger.run("TRUNCATE TABLE control")
+            yield made
+    finally:
+        process.stop()
+
+
+@pytest.fixture
+async def admin(rig: Rig) -> AsyncIterator[Admin]:
+    async with Admin.over(rig.config.nats_url, rig.config.redis_url, rig.config.clickhouse_url) as made:
+        yield made
+
+
+async def test_every_change_is_told_with_before_and_after(admin: Admin) -> None:
+    account_id = await admin.new_account("5")
+    body = {"name": "renamed", "reason": "they asked for it"}
+    await admin.done("PATCH", f"/accounts/{account_id}", json=body)
+    key = await admin.done("POST", f"/accounts/{account_id}/keys", json={"name": "k"})
+
+    async def there() -> bool:
+        return len((await admin.done("GET", f"/accounts/{account_id}/audit"))["data"]) == 4
+
+    await until(there)
+    found = (await admin.done("GET", f"/accounts/{account_id}/audit"))["data"]
+    assert [one["kind"] for one in found] == ["key", "account", "credit", "account"]
+    changed = found[1]
+    assert (changed["before"]["name"], changed["after"]["name"]) == ("test", "renamed")
+    assert (changed["reason"], changed["actor"], changed["address"]) == (
+        "they asked for it",
+        "admin-token",
+        "127.0.0.1",
+    )
+    assert changed["previous"] == found[3]["sha256"] != ""
+    assert found[3]["before"] is None
+    assert key["key"] not in str(found) and found[0]["after"]["sha256"] == "…"
+    searched = await admin.done("GET", f"/audit?text=asked%20for&account_id={account_id}")
+    assert [one["sequence"] for one in searched["data"]] == [changed["sequence"]]
+    page = await admin.done("GET", f"/audit?account_id={account_id}&limit=3")
+    rest = await admin.done("GET", f"/audit?account_id={account_id}&limit=3&cursor={page['next_cursor']}")
+    assert [one["sequence"] for one in page["data"] + rest["data"]] == [one["sequence"] for one in found]
+    lines = (await admin.send("GET", f"/audit/export?account_id={account_id}")).text.splitlines()
+    assert len(lines) == 4
+    await admin.refused("GET", "/audit?cursor=x", 400)
+
+
+async def test_the_chain_shows_what_was_touched(admin: Admin, rig: Rig) -> None:
+    account_id = await admin.new_account("5")
+    for number in range(3):
+        await admin.done("PATCH", f"/accounts/{account_id}", json={"name": f"name {number}"})
+    broker, ledger = await streams.connect(rig.config.nats_url, name="test"), Ledger(rig.config.clickhouse_url)
+
+    async def verdict(expected: str = "") -> audit_chain.Verdict:
+        return await audit_chain.verify(broker.jetstream(), ledger, expected=expected)
+
+    async def sound() -> bool:
+        return not (await verdict()).faults
+
+    try:
+        await until(sound)
+        first = await verdict()
+        assert first.changes == first.last_sequence > 0
+        await admin.done("PATCH", f"/accounts/{account_id}", json={"name": "later"})
+        await until(sound)
+        assert (await verdict(first.head)).expected_found
+        assert not (await verdict("0" * 64)).expected_found
+        touched = (
+            "INSERT INTO control SELECT * REPLACE ('0' AS sha256, now64(3) + 60 AS recorded_at) FROM control FINAL"
+        )
+        await rig.ledger.run(f"{touched} WHERE entity_id = '{account_id}' LIMIT 1")
+        assert any("differs between archive and log" in fault for fault in (await verdict()).faults)
+        await rig.ledger.run(f"ALTER TABLE control DELETE WHERE entity_id = '{account_id}' SETTINGS mutations_sync = 2")
+        assert any("is not in the archive" in fault for fault in (await verdict()).faults)
+    finally:
+        await ledger.close()
+        await streams.close(broker)
+
+
+async def test_a_change_that_was_put_in_from_outside_shows(admin: Admin, rig: Rig) -> None:
+    account_id = await admin.new_account(None)
+    found = await admin.context.control.find(*_account(account_id))
+    assert found is not None
+    broker, ledger = await streams.connect(rig.config.nats_url, name="test"), Ledger(rig.config.clickhouse_url)
+    try:
+        await rig.change(_forged(found.entity))
+        verdict = await audit_chain.verify(broker.jetstream(), ledger)
+        assert any("does not follow the one before" in fault for fault in verdict.faults)
+    finally:
+        await ledger.close()
+        await streams.close(broker)
+
+
+def _account(account_id: str) -> tuple[type[Account], str]:
+    return Account, account_id
+
+
+def _forged(account: Account) -> ControlChanged:
+    return ControlChanged(entity=account, actor="mallory", reason="", at_ms=clock.unix_ms(), previous="f" * 64)
