@@ -2,7 +2,6 @@
 
 from typing import Any, Final
 
-import msgspec
 from msgspec.inspect import (
     BoolType,
     CustomType,
@@ -106,8 +105,3 @@ def _texts(kind: Any, path: tuple[str, ...]) -> Any:
                 yield from _texts(one, path)
         case ListType():
             yield from _texts(kind.item_type, (*path, "[]"))
-
-
-def encoded(body: Any) -> bytes:
-    """As it is sent."""
-    return msgspec.json.encode(body)

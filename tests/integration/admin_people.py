@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import httpx2
 
-from libs.common import ids, redisclient
+from libs.common import ids
 from libs.common.config import AdminConfig
 from services.admin.app import OPERATIONS, PREFIX, create_app
 from services.admin.resource import Operation
@@ -57,12 +57,6 @@ async def admin_from(rig: Rig, address: str) -> AsyncIterator[Admin]:
         admin = Admin(client, app.state.context)
         await until(admin.is_ready)
         yield admin
-
-
-async def forget_tries(redis: redisclient.RedisClient) -> None:
-    """What was counted against guessing is forgotten."""
-    async for key in redis.scan_iter(match="*tries*"):
-        await redis.delete(key)
 
 
 async def invited(admin: Admin, role: str, account_id: str = "") -> tuple[str, str, str]:

@@ -1,7 +1,6 @@
 """The control plane as a process of its own, on loopback: it can be killed at a named point, and started again."""
 
 import contextlib
-import os
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -27,7 +26,7 @@ class AdminProcess:
         self._logs = logs
         self.url = f"http://127.0.0.1:{self._port}"
         self.client = httpx2.AsyncClient(base_url=self.url, timeout=30, trust_env=False)
-        self.service = self._service("")
+        self.service = self._service()
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -46,19 +45,19 @@ class AdminProcess:
             process.service.stop()
             await rig.redis.delete(rediskeys.lock("chores"))
 
-    def start(self, failpoints: str = "") -> None:
+    def start(self, failpoints: str = "", secrets_key: str = SECRETS_KEY) -> None:
         """Start it and wait until it has found its stores; `failpoints`: where it shall die."""
-        self.is_armed = bool(failpoints)
-        self.service = self._service(failpoints).start().wait_ready()
+        self.is_special = bool(failpoints) or secrets_key != SECRETS_KEY
+        self.service = self._service(failpoints, secrets_key).start().wait_ready()
 
     def is_running(self) -> bool:
         """Whether it has not ended."""
         return self.service.process.poll() is None
 
-    def restart(self, failpoints: str = "") -> None:
+    def restart(self, failpoints: str = "", secrets_key: str = SECRETS_KEY) -> None:
         """End it as one should, and start it again."""
         self.service.stop()
-        self.start(failpoints)
+        self.start(failpoints, secrets_key)
 
     def was_killed(self) -> bool:
         """Whether it died by the failure point."""
@@ -88,7 +87,7 @@ class AdminProcess:
         """Of the log of changes."""
         return int((await self.rig.jetstream.stream_info(subjects.STREAM_CONTROL)).state.last_seq)
 
-    def _service(self, failpoints: str) -> Service:
+    def _service(self, failpoints: str = "", secrets_key: str = SECRETS_KEY) -> Service:
         config = self.rig.config
         settings = {
             "RELAY_NATS_URL": config.nats_url,
@@ -96,9 +95,8 @@ class AdminProcess:
             "RELAY_CLICKHOUSE_URL": config.clickhouse_url,
             "RELAY_ADMIN_TOKEN": TOKEN,
             "RELAY_ADMIN_PORT": str(self._port),
-            "RELAY_SECRETS_KEY": SECRETS_KEY,
+            "RELAY_SECRETS_KEY": secrets_key,
             "RELAY_FAILPOINTS": failpoints,
-            "PYTHONPATH": os.pathsep.join(["."]),
         }
         return Service(
             "admin",

@@ -8,10 +8,11 @@ from typing import Any, Final
 import httpx2
 import pytest
 
-from libs.common import ids
+from libs.common import ids, sealing
 from services.admin.app import PREFIX
 from tests.integration.accounting_rig import Rig, until
 from tests.integration.admin_process import AdminProcess, from_address
+from tests.integration.admin_rig import SECRETS_KEY
 
 pytestmark = pytest.mark.anyio
 POINTS: Final = {"control_publishing": 1, "control_published": 0}
@@ -59,7 +60,7 @@ async def shared(rig: Rig, tmp_path_factory: pytest.TempPathFactory) -> AsyncIte
 @pytest.fixture
 async def process(shared: AdminProcess) -> AdminProcess:
     """One for all tests, alive and unarmed."""
-    if shared.is_armed or not shared.is_running():
+    if shared.is_special or not shared.is_running():
         shared.restart()
     return shared
 
@@ -131,6 +132,16 @@ async def test_a_key_that_is_answered_again_works(process: AdminProcess) -> None
     listed = (await process.done("GET", f"/accounts/{account_id}/keys"))["data"]
     assert [one["id"] for one in listed] == [made[0]["id"]]
     assert made[1]["key"].startswith(listed[0]["hint"].removesuffix("…"))
+
+
+async def test_a_new_secrets_key_in_front_changes_no_answer(process: AdminProcess) -> None:
+    _, listed = await cases(process)
+    kept = [one for one in listed if one.name in ("codes", "key", "key batch", "rotation", "invitation")]
+    answers = [(await case.send(process)).json() for case in kept]
+    before = await process.last_sequence()
+    process.restart(secrets_key=f"{sealing.new_key()},{SECRETS_KEY}")
+    assert [(await case.send(process)).json() for case in kept] == answers
+    assert await process.last_sequence() == before
 
 
 async def test_two_operators_change_one_limit_at_once(process: AdminProcess) -> None:

@@ -90,10 +90,15 @@ async def process(
         Rig.over(nats_url, redis_url, clickhouse_url) as rig,
         AdminProcess.over(rig, tmp_path_factory.mktemp("admin")) as made,
     ):
+        before = await upstreams(made)
         yield made
-        for one in (await made.done("GET", "/upstreams"))["data"]:
-            if one["status"] != "deleted":
-                await made.done("DELETE", f"/upstreams/{one['id']}")
+        for name in await upstreams(made) - before:  # a gateway of another test would send requests there
+            await made.done("DELETE", f"/upstreams/{name}")
+
+
+async def upstreams(process: AdminProcess) -> set[str]:
+    """Ids of those that are not deleted."""
+    return {one["id"] for one in (await process.done("GET", "/upstreams"))["data"] if one["status"] != "deleted"}
 
 
 async def furnished(process: AdminProcess) -> tuple[dict[str, str], str]:
