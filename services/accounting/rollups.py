@@ -30,7 +30,7 @@ _PAGE_HOURS: Final = 2_000
 _FOUND_DAYS_MAX: Final = 10_000
 _OVERLAP: Final = timedelta(hours=1)
 _SHAPE: Final = 2
-"""Of a row of `usage_hours`: 2 since there are clients in it."""
+"""Of a row of `usage_by_hour`: 2 since there are clients in it."""
 Hour = tuple[str, int]
 """Account id, and the Unix hour."""
 Day = tuple[str, int]
@@ -41,7 +41,7 @@ _TOKENS: Final = {
     for name in ("input", "cache_read", "cache_write_5m", "cache_write_1h", "output", "web_search")
 }
 SUM_UP: Final = """
-INSERT INTO usage_hours
+INSERT INTO usage_by_hour
 SELECT account_id, hour, groupArray(key_id), groupArray(member_id), groupArray(model_answered), groupArray(outcome),
   groupArray(client), groupArray(requests), groupArray(errors), groupArray(limited), groupArray(input), groupArray(cache_read),
   groupArray(write_5m), groupArray(write_1h), groupArray(output), groupArray(searches), groupArray(total),
@@ -67,7 +67,7 @@ _RANGE: Final = """account_id >= {first_account:String} AND account_id <= {last_
     AND (account_id, toStartOfHour(time, 'UTC')) <= ({last_account:String}, {last:DateTime('UTC')})"""
 _SUM_UP_RANGE: Final = SUM_UP.replace("{which}", _RANGE)
 SUM_UP_DAYS: Final = """
-INSERT INTO usage_days
+INSERT INTO usage_by_day
 SELECT account_id, day, groupArray(model), groupArray(outcome), groupArray(client), groupArray(number), groupArray(failed),
   groupArray(limited), groupArray(input), groupArray(cache_read), groupArray(write_5m), groupArray(write_1h), groupArray(output),
   groupArray(searches), groupArray(total), groupArray(first_byte), groupArray(with_first_byte), groupArray(duration), now64(6)
@@ -76,7 +76,7 @@ FROM (
     sum(a) AS number, sum(b) AS failed, sum(c) AS limited, sum(d) AS input, sum(e) AS cache_read, sum(f) AS write_5m,
     sum(g) AS write_1h, sum(h) AS output, sum(i) AS searches, sum(j) AS total, sum(k) AS first_byte, sum(l) AS with_first_byte,
     sum(m) AS duration
-  FROM usage_hours FINAL
+  FROM usage_by_hour FINAL
   ARRAY JOIN models AS model, outcomes AS outcome, clients AS client, requests AS a, errors AS b, rate_limited AS c,
     input_tokens AS d, cache_read_tokens AS e, cache_write_5m_tokens AS f, cache_write_1h_tokens AS g, output_tokens AS h,
     web_searches AS i, total_nanos AS j, first_byte_us AS k, first_bytes AS l, duration_us AS m
@@ -91,8 +91,8 @@ _SUM_UP_DAYS: Final = SUM_UP_DAYS.replace(
     AND (account_id, toUnixTimestamp(toStartOfDay(hour, 'UTC'))) IN
       (SELECT arrayJoin(arrayZip({accounts:Array(String)}, {starts:Array(UInt32)})))""",
 )
-_SINCE: Final = f"SELECT max(computed_at), countIf(account_id = '' AND shape = {_SHAPE}) FROM usage_hours"  # noqa: S608
-ALL_DONE: Final = f"INSERT INTO usage_hours (account_id, hour, computed_at, shape) SELECT '', 0, now64(6), {_SHAPE}"
+_SINCE: Final = f"SELECT max(computed_at), countIf(account_id = '' AND shape = {_SHAPE}) FROM usage_by_hour"  # noqa: S608
+ALL_DONE: Final = f"INSERT INTO usage_by_hour (account_id, hour, computed_at, shape) SELECT '', 0, now64(6), {_SHAPE}"
 """A row without groups and of no account: hours from before this shape of row have all been made anew."""
 _LATE: Final = """
 SELECT DISTINCT account_id, intDiv(toUnixTimestamp(time), 3600) FROM usage WHERE recorded_at >= {since:DateTime64(3)}
@@ -103,16 +103,16 @@ WHERE account_id >= {account:String} AND (account_id > {account:String} OR time 
 GROUP BY account_id, start ORDER BY account_id, start LIMIT {limit:UInt32} SETTINGS optimize_aggregation_in_order = 1
 """
 _DONE: Final = f"""
-SELECT count() FROM usage_hours FINAL WHERE shape = {_SHAPE}
+SELECT count() FROM usage_by_hour FINAL WHERE shape = {_SHAPE}
   AND (account_id, hour) >= ({{first_account:String}}, {{first:DateTime('UTC')}})
   AND (account_id, hour) <= ({{last_account:String}}, {{last:DateTime('UTC')}})
 """  # noqa: S608 - our own words
 _LATE_DAYS: Final = """
 SELECT account_id, intDiv(toUnixTimestamp(day), 86400) FROM (
-  SELECT account_id, toStartOfDay(hour, 'UTC') AS day, max(computed_at) AS hours_at FROM usage_hours
+  SELECT account_id, toStartOfDay(hour, 'UTC') AS day, max(computed_at) AS hours_at FROM usage_by_hour
   WHERE account_id != '' AND hour < {end:DateTime('UTC')} GROUP BY account_id, day
 ) AS hours LEFT JOIN (
-  SELECT account_id, day, max(computed_at) AS day_at FROM usage_days GROUP BY account_id, day
+  SELECT account_id, day, max(computed_at) AS day_at FROM usage_by_day GROUP BY account_id, day
 ) AS days USING (account_id, day)
 WHERE hours_at > day_at LIMIT {limit:UInt32} SETTINGS join_use_nulls = 0
 """

@@ -158,8 +158,8 @@ class _Builder:
         """Groups and sums over all sources."""
         branches = [
             *([self._rows(parts.rows)] if parts.rows else []),
-            *([self._stored("usage_hours", "hour", parts.hours)] if parts.hours else []),
-            *([self._stored("usage_days", "day", parts.days)] if parts.days else []),
+            *([self._stored("usage_by_hour", "hour", parts.hours)] if parts.hours else []),
+            *([self._stored("usage_by_day", "day", parts.days)] if parts.days else []),
             *([self._refusals()] if "rate_limited" in self.sums else []),
         ]
         return (

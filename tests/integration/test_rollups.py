@@ -30,14 +30,14 @@ FROM usage FINAL WHERE account_id = {account:String} GROUP BY ALL ORDER BY ALL
 """
 ROLLED = """
 SELECT key_id, member_id, model, outcome, client, toUnixTimestamp(hour), number, limited, with_first_byte, total, input, output
-FROM usage_hours FINAL
+FROM usage_by_hour FINAL
 ARRAY JOIN key_ids AS key_id, member_ids AS member_id, models AS model, outcomes AS outcome, clients AS client,
   requests AS number, rate_limited AS limited, first_bytes AS with_first_byte,
   total_nanos AS total, input_tokens AS input, output_tokens AS output
 WHERE account_id = {account:String} ORDER BY ALL
 """
 DAYS = """
-SELECT toUnixTimestamp(day), model, outcome, client, a, b, c, d, e, f, g FROM usage_days FINAL
+SELECT toUnixTimestamp(day), model, outcome, client, a, b, c, d, e, f, g FROM usage_by_day FINAL
 ARRAY JOIN models AS model, outcomes AS outcome, clients AS client, requests AS a, errors AS b, rate_limited AS c,
   total_nanos AS d, output_tokens AS e, first_byte_us AS f, first_bytes AS g
 WHERE account_id = {account:String} ORDER BY ALL
@@ -148,7 +148,7 @@ async def test_sums_are_sums_of_rows_and_not_of_deliveries(ledger: Ledger, seed:
             await asyncio.gather(*(one.flush() for one in two))
         if chance.random() < 0.2:
             await ledger.run("OPTIMIZE TABLE usage FINAL")
-            await ledger.run("OPTIMIZE TABLE usage_hours FINAL")
+            await ledger.run("OPTIMIZE TABLE usage_by_hour FINAL")
     await asyncio.gather(*(one.flush() for one in two))
     rows = await same(ledger, account_id)
     assert len(rows) > 5
@@ -173,13 +173,13 @@ async def test_rows_from_before_are_all_made_anew_in_pages(ledger: Ledger, monke
     idle = Rollups(ledger, Metrics(), every_s=1)
     for account_id in accounts:
         await deliver(ledger, idle, [some_event(account_id, chance) for _ in range(40)])
-    await ledger.run("TRUNCATE TABLE usage_hours")
-    await ledger.run("TRUNCATE TABLE usage_days")
+    await ledger.run("TRUNCATE TABLE usage_by_hour")
+    await ledger.run("TRUNCATE TABLE usage_by_day")
     monkeypatch.setattr(rollups, "_PAGE_HOURS", 4)
     dying = Dying(ledger, statements=2)
     with pytest.raises(LedgerUnavailable):
         await Rollups(dying, Metrics(), every_s=1).flush()
-    ((done,),) = await ledger.query("SELECT count() FROM usage_hours")
+    ((done,),) = await ledger.query("SELECT count() FROM usage_by_hour")
     assert done
     whole = Dying(ledger, statements=10**9)
     await Rollups(whole, Metrics(), every_s=1).flush()

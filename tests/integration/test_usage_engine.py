@@ -236,7 +236,7 @@ async def test_figures_are_what_a_fold_over_the_rows_says(world: World, ledger: 
         start, end = usage_oracle.before(asked)
         ((_, _, earlier),) = usage_oracle.answer(changed_to(one, start=start, end=end), world.rows, world.refusals)
         assert answer.previous == earlier, (number, asked)
-        for index, table in enumerate(("usage FINAL", "usage_hours", "usage_days", "refusals")):
+        for index, table in enumerate(("usage FINAL", "usage_by_hour", "usage_by_day", "refusals")):
             sources[index] += table in usage_query.plan(query, clock.unix_ms()).sql
     assert min(sources) > 20  # every source was asked
 

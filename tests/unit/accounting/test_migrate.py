@@ -32,7 +32,7 @@ async def test_every_statement_may_be_repeated_and_every_file_is_applied_once() 
     names = await migrate(recorder)
     assert names == sorted(names) == [name for name, _ in _files()]
     made = [statement for statement in recorder.ran if not statement.startswith("INSERT INTO migrations")]
-    assert len(made) > len(names) and all("IF NOT EXISTS" in statement for statement in made)
+    assert len(made) > len(names) and all("IF NOT EXISTS" in one or "IF EXISTS" in one for one in made)
     assert not any(brace in statement for statement in made for brace in "{}")
     assert await migrate(recorder) == []
 

@@ -29,13 +29,13 @@ class Archive:
         if self.away:
             raise LedgerUnavailable("away")
         assert parameters is not None
-        if "usage_days" in statement:
+        if "usage_by_day" in statement:
             self.days += zip(parameters["accounts"], (second // 86_400 for second in parameters["starts"]), strict=True)
         else:
             self.summed += zip(parameters["accounts"], (second // 3600 for second in parameters["starts"]), strict=True)
 
     async def query(self, statement: str, parameters: dict[str, Any] | None = None) -> Sequence[Sequence[Any]]:
-        if "usage_days" in statement:
+        if "usage_by_day" in statement:
             return []
         return self.late if parameters else [(datetime(2026, 11, 25, tzinfo=UTC), 1)]
 

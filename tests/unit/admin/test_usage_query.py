@@ -53,20 +53,20 @@ def test_no_value_is_a_part_of_the_statement() -> None:
 @pytest.mark.parametrize(
     ("asked", "tables"),
     [
-        ({"group": ("day",)}, {"usage_days"}),
-        ({"group": ("hour",)}, {"usage_hours"}),
-        ({"group": ("key",)}, {"usage_hours"}),
-        ({"filters": {"member": ("",)}}, {"usage_hours"}),
-        ({"group": ("day",), "zone": "America/New_York"}, {"usage_hours"}),
-        ({"group": ("model",), "from_ms": SPAN["from_ms"] + 3_600_000}, {"usage_days", "usage_hours"}),
-        ({"group": ("model",), "from_ms": SPAN["from_ms"] + 1}, {"usage_days", "usage_hours", "usage"}),
-        ({"group": ("day",), "zone": "Asia/Kolkata"}, {"usage_hours", "usage"}),
-        ({"metrics": ("rate_limited",)}, {"usage_days", "refusals"}),
-        ({"to_ms": NOW_MS}, {"usage_days", "usage_hours", "usage"}),
+        ({"group": ("day",)}, {"usage_by_day"}),
+        ({"group": ("hour",)}, {"usage_by_hour"}),
+        ({"group": ("key",)}, {"usage_by_hour"}),
+        ({"filters": {"member": ("",)}}, {"usage_by_hour"}),
+        ({"group": ("day",), "zone": "America/New_York"}, {"usage_by_hour"}),
+        ({"group": ("model",), "from_ms": SPAN["from_ms"] + 3_600_000}, {"usage_by_day", "usage_by_hour"}),
+        ({"group": ("model",), "from_ms": SPAN["from_ms"] + 1}, {"usage_by_day", "usage_by_hour", "usage"}),
+        ({"group": ("day",), "zone": "Asia/Kolkata"}, {"usage_by_hour", "usage"}),
+        ({"metrics": ("rate_limited",)}, {"usage_by_day", "refusals"}),
+        ({"to_ms": NOW_MS}, {"usage_by_day", "usage_by_hour", "usage"}),
     ],
 )
 def test_sums_are_read_where_nothing_cuts_them(asked: dict[str, Any], tables: set[str]) -> None:
     sql = plan(Query(**({"metrics": ("cost",)} | SPAN | asked)), NOW_MS).sql
     assert {
-        name for name in ("usage", "usage_hours", "usage_days", "refusals") if f"FROM {name} FINAL" in sql
+        name for name in ("usage", "usage_by_hour", "usage_by_day", "refusals") if f"FROM {name} FINAL" in sql
     } == tables

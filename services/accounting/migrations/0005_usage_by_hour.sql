@@ -1,8 +1,9 @@
--- Hours by client too, in partitions of a week, so that a question about days of the whole relay reads those days. The table is made
--- anew: its rows are sums of rows, and the first worker that starts sums them all up again.
+-- Hours by client too, in partitions of a week, so that a question about days of the whole relay reads those days: a table of its own
+-- name, so that no replica that is late with this file can drop sums that were made already. The first worker that starts makes all
+-- of them from the rows; the table of the release before is no more.
 DROP TABLE IF EXISTS usage_hours {on_cluster} SYNC;
 
-CREATE TABLE IF NOT EXISTS usage_hours {on_cluster}
+CREATE TABLE IF NOT EXISTS usage_by_hour {on_cluster}
 (
     account_id String,
     hour DateTime('UTC'),
@@ -44,8 +45,8 @@ PARTITION BY toMonday(hour)
 ORDER BY (account_id, hour)
 SETTINGS fsync_after_insert = 1, fsync_part_directory = 1, min_rows_to_fsync_after_merge = 1, old_parts_lifetime = 480;
 
--- The sums of a day (UTC), without key and member: what the whole relay is looked at with. Made anew from `usage_hours FINAL`.
-CREATE TABLE IF NOT EXISTS usage_days {on_cluster}
+-- The sums of a day (UTC), without key and member: what the whole relay is looked at with. Made anew from `usage_by_hour FINAL`.
+CREATE TABLE IF NOT EXISTS usage_by_day {on_cluster}
 (
     account_id String,
     day DateTime('UTC'),
