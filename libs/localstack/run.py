@@ -256,7 +256,7 @@ The relay is running.
   base URL   {url}
   key        {key}
   upstream   {run["upstream_url"]}
-  console    {run["admin_url"]}   (admin token: admin_token in run.json)
+  admin API  {run["admin_url"]}   (admin token: admin_token in run.json)
 
 Try it:
 
