@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from libs.common import ids
+from libs.common import ids, redisclient, rediskeys
 from libs.localstack.process import free_port
 from libs.localstack.stores import start_nats
 from services.admin.setup import FIRST_OWNER_ID
@@ -64,6 +64,18 @@ async def test_a_member_is_invited_signs_in_and_is_bounded(admin: Admin) -> None
     assert [one["id"] for one in listed["data"]] == [key["id"]]
     body = {"name": "k", "member_id": None}
     await admin.refused("POST", f"/accounts/{account_id}/keys", 403, token=token, json=body)
+
+
+async def test_keys_of_somebody_who_was_invited_work_before_he_comes(admin: Admin, redis_url: str) -> None:
+    account_id = await admin.new_account()
+    body = {"name": "Eve", "email": email()}
+    made = await admin.done("POST", f"/accounts/{account_id}/members", json=body)
+    redis = redisclient.connect(redis_url)
+    name = rediskeys.member(account_id, made["id"])
+    assert await redis.hget(name, "status") == b"active"
+    await admin.done("PATCH", f"/accounts/{account_id}/members/{made['id']}", json={"status": "disabled"})
+    assert await redis.hget(name, "status") == b"disabled"
+    await redis.aclose()
 
 
 async def test_a_link_works_once_and_a_newer_one_voids_it(admin: Admin) -> None:

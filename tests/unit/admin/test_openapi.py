@@ -23,6 +23,7 @@ from services.admin.problems import (
 )
 
 DOCUMENT = openapi.document(OPERATIONS, prefix=PREFIX)
+BY_PATH = {(one.method, one.path if one.at_root else PREFIX + one.path): one for one in OPERATIONS}
 
 
 def walk(value: Any) -> list[Any]:
@@ -65,6 +66,8 @@ def test_operations_are_whole() -> None:
     for path, operations in DOCUMENT["paths"].items():
         for method, operation in operations.items():
             names.append(operation["operationId"])
+            known = BY_PATH[method.upper(), path]
+            assert (operation["x-roles"], operation["x-scope"]) == (sorted(known.roles or ()), known.scope)
             given = {one["name"] for one in operation["parameters"] if one["in"] == "path"}
             assert given == set(re.findall(r"{(\w+)}", path))
             assert {"default"} <= set(operation["responses"])
@@ -132,7 +135,6 @@ DOCS = Path(__file__).parent.parent.parent.parent / "docs"
 GUIDE = (DOCS / "api.md").read_text()
 SECTION = re.compile(r"^### (GET|POST|PATCH|PUT|DELETE) (\S+)\n(.*?)(?=^##|\Z)", re.MULTILINE | re.DOTALL)
 SECTIONS = {(method, path): text for method, path, text in SECTION.findall(GUIDE)}
-BY_PATH = {(one.method, one.path if one.at_root else PREFIX + one.path): one for one in OPERATIONS}
 
 
 def test_the_reference_is_that_of_this_code() -> None:
