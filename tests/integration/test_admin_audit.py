@@ -1,5 +1,6 @@
 """The audit log: every change with before and after, without secrets; and a chain that shows what was touched."""
 
+import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from libs.localstack.stores import start_nats
 from services.admin import audit_chain
 from services.admin.ledger import Ledger
 from tests.integration.accounting_rig import Rig, until
+from tests.integration.admin_people import signed_in
 from tests.integration.admin_rig import Admin
 
 pytestmark = pytest.mark.anyio
@@ -66,6 +68,25 @@ async def test_every_change_is_told_with_before_and_after(admin: Admin) -> None:
     lines = (await admin.send("GET", f"/audit/export?account_id={account_id}")).text.splitlines()
     assert len(lines) == 4
     await admin.refused("GET", "/audit?cursor=x", 400)
+
+
+async def test_a_search_does_not_look_at_what_is_hidden(admin: Admin) -> None:
+    """Else whoever may search could find a password's hash letter by letter."""
+    person = await signed_in(admin, "finance")
+    key = await admin.done("POST", f"/accounts/{await admin.new_account(None)}/keys", json={"name": "findable"})
+
+    async def found(text: str) -> list[str]:
+        listed = await admin.done("GET", "/audit", params={"text": text})
+        return [one["entity_id"] for one in listed["data"]]
+
+    async def there() -> bool:
+        return await found("findable") == [key["id"]]
+
+    await until(there)
+    assert person.id in await found(person.email)
+    digest = hashlib.sha256(key["key"].encode()).hexdigest()
+    for text in ("$argon2id$", '"password_hash":"$a', digest, digest[:8], f'"sha256":"{digest[:4]}'):
+        assert await found(text) == [], text
 
 
 async def test_the_chain_shows_what_was_touched(admin: Admin, rig: Rig) -> None:
