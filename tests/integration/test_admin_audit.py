@@ -89,6 +89,24 @@ async def test_a_search_does_not_look_at_what_is_hidden(admin: Admin) -> None:
         assert await found(text) == [], text
 
 
+async def test_an_account_is_not_told_of_its_upstream(admin: Admin) -> None:
+    """Nor of a part of its key, in none of the ways to ask."""
+    account_id = await admin.new_account(None)
+    body = {"name": "theirs", "api_key": "sk-ant-0123456789abWXYZ", "account_id": account_id}
+    upstream = await admin.done("POST", "/upstreams", json=body)
+    owner = await signed_in(admin, "owner", account_id)
+    path = f"/accounts/{account_id}/audit"
+
+    async def there() -> bool:
+        kinds = [one["kind"] for one in (await admin.done("GET", path))["data"]]
+        return kinds.count("upstream") == 1 and kinds.count("member") == 2
+
+    await until(there)
+    for query in ("", "/export", "?kind=upstream", f"?entity_id={upstream['id']}", "?text=WXYZ"):
+        answer = await admin.send("GET", path + query, token=owner.token)
+        assert answer.is_success and "WXYZ" not in answer.text and upstream["id"] not in answer.text, query
+
+
 async def test_the_chain_shows_what_was_touched(admin: Admin, rig: Rig) -> None:
     account_id = await admin.new_account("5")
     for number in range(3):

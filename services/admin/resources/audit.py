@@ -104,6 +104,8 @@ def _bounds(call: Call) -> tuple[list[str], dict[str, Any]]:
     if account_id:
         parameters["account_id"] = account_id
         where.append("account_id = {account_id:String}")
+    if not call.principal.is_operator:
+        where.append("kind != 'upstream'")  # a dedicated credential is the operators', not the account's
     for name, sign in (("from", ">="), ("to", "<")):
         if name in asked:
             parameters[name] = query_ms(name, asked[name])
