@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from libs.common import clock, streams
@@ -148,6 +149,60 @@ async def test_a_change_that_was_put_in_from_outside_shows(admin: Admin, rig: Ri
         await rig.change(_forged(found.entity))
         verdict = await audit_chain.verify(broker.jetstream(), ledger)
         assert any("does not follow the one before" in fault for fault in verdict.faults)
+    finally:
+        await ledger.close()
+        await streams.close(broker)
+
+
+async def test_a_change_from_outside_that_names_none_before_shows(admin: Admin, rig: Rig) -> None:
+    """As one of before there was a chain would: but there is one by now."""
+    account_id = await admin.new_account(None)
+    await admin.done("PATCH", f"/accounts/{account_id}", json={"name": "chained"})
+    found = await admin.context.control.find(*_account(account_id))
+    assert found is not None
+    await rig.change(msgspec.structs.replace(_forged(found.entity), previous=""))
+    assert any("does not follow the one before" in fault for fault in (await _verdict(rig)).faults)
+
+
+@pytest.mark.parametrize(
+    "touched",
+    [
+        "'mallory' AS actor",
+        "replaceAll(entity, 'test', 'rest') AS entity",
+        "'1.2.3.4' AS address",
+        "'' AS sha256, 'x' AS reason",
+    ],
+)
+async def test_an_archive_that_tells_something_else_shows(admin: Admin, rig: Rig, touched: str) -> None:
+    """The hash beside it is that of the log still, or is gone."""
+    account_id = await admin.new_account(None)
+
+    async def sound() -> bool:
+        return not (await _verdict(rig)).faults
+
+    await until(sound)
+    changed = f"SELECT * REPLACE ({touched}, now64(3) + 60 AS recorded_at) FROM control FINAL"
+    await rig.ledger.run(f"INSERT INTO control {changed} WHERE entity_id = '{account_id}'")
+    assert any("differs between archive and log" in fault for fault in (await _verdict(rig)).faults)
+
+
+async def test_a_log_that_ends_too_soon_shows(admin: Admin, rig: Rig) -> None:
+    """What was archived and is not there any more: the log was put back to how it was."""
+    await admin.new_account(None)
+
+    async def sound() -> bool:
+        return not (await _verdict(rig)).faults
+
+    await until(sound)
+    later = "SELECT * REPLACE (sequence + 1000 AS sequence) FROM control FINAL"
+    await rig.ledger.run(f"INSERT INTO control {later} ORDER BY sequence DESC LIMIT 1")
+    assert any("of the archive are missing in the log" in fault for fault in (await _verdict(rig)).faults)
+
+
+async def _verdict(rig: Rig) -> audit_chain.Verdict:
+    broker, ledger = await streams.connect(rig.config.nats_url, name="test"), Ledger(rig.config.clickhouse_url)
+    try:
+        return await audit_chain.verify(broker.jetstream(), ledger)
     finally:
         await ledger.close()
         await streams.close(broker)
