@@ -157,6 +157,16 @@ async def test_a_disabled_member_is_not_enabled_by_a_new_address(world: World) -
     assert (await world.admin.done("GET", path))["status"] == "disabled"
 
 
+async def test_a_link_that_was_out_when_its_owner_was_disabled_is_void_for_good(world: World) -> None:
+    for role, account_id, path in (("developer", world.account_id, world.members), ("viewer", "", "/operators")):
+        name, _, token = await invited(world.admin, role, account_id)
+        for status in ("disabled", "active"):
+            await world.admin.done("PATCH", f"{path}/{name}", json={"status": status})
+            assert await world.accept(token) == 404, (role, status)
+        await world.admin.done("PATCH", f"{path}/{name}", json={"status": "disabled"})
+        await world.admin.refused("POST", f"{path}/{name}/link", 409)
+
+
 async def test_sessions_that_are_over(world: World) -> None:
     """Signed out; expired in Redis; after another password; after another role; disabled; deleted."""
     admin = world.admin

@@ -35,7 +35,7 @@ from services.admin.resource import (
 from services.admin.resources import limits
 from services.admin.resources.accounts import find_account
 from services.admin.resources.limits import LimitsChange, LimitsView
-from services.admin.resources.people import ActiveOrNot, Link, invite, link_view
+from services.admin.resources.people import ActiveOrNot, Link, check_may_link, invite, link_view, with_sessions_ended
 from services.admin.resources.signing_in import Email
 
 _OWNERS: Final = "Only an owner of the account, or the operator, deals with owners."
@@ -158,6 +158,7 @@ async def new_link(context: Context, call: Call) -> Response:
     """POST /accounts/{account_id}/members/{member_id}/link: to invite again, or for a password that was forgotten."""
     one = await _find(context, call)
     _check_owners(call, one.entity.role)
+    check_may_link(one.entity)
     if not one.entity.email:
         raise Conflict("This member has no e-mail address: give him one first.")
     token, sign_in = links.new_link(one.entity.id, one.entity.sign_in)
@@ -181,9 +182,7 @@ async def _put(
         owners = [other for other in members if other.role == "owner" and other.status == "active"]
         if (changed.role, changed.status) != ("owner", "active") and len(owners) < 2:
             raise Conflict("This is the account's last owner. Make another one first, or ask the operator.")
-    if (changed.role, changed.status) != (one.entity.role, one.entity.status):
-        sign_in = msgspec.structs.replace(changed.sign_in, sessions_after_ms=clock.unix_ms())
-        changed = msgspec.structs.replace(changed, sign_in=sign_in)
+    changed = with_sessions_ended(one.entity, changed)
     put, *_ = await context.control.put_all([(changed, one), *more], by=call.by(reason))
     return respond(_view(changed), version=put.version)
 

@@ -27,7 +27,7 @@ from services.admin.resource import (
     respond,
     time_of,
 )
-from services.admin.resources.people import ActiveOrNot, Link, invite, link_view
+from services.admin.resources.people import ActiveOrNot, Link, check_may_link, invite, link_view, with_sessions_ended
 from services.admin.resources.signing_in import Email
 
 
@@ -117,6 +117,7 @@ async def delete(context: Context, call: Call) -> Response:
 async def new_link(context: Context, call: Call) -> Response:
     """POST /operators/{operator_id}/link: for a password that was forgotten. The link before is void."""
     one = await found(context, Operator, call, "operator_id", "oper")
+    check_may_link(one.entity)
     token, sign_in = links.new_link(one.entity.id, one.entity.sign_in)
     changed = msgspec.structs.replace(one.entity, sign_in=sign_in)
     await context.control.put(changed, over=one, by=call.by("new link"))
@@ -128,9 +129,7 @@ async def _put(context: Context, call: Call, one: Found[Operator], changed: Oper
         owners = [other for other in context.mirror.all(Operator) if other.role == "owner" and other.status == "active"]
         if (changed.role, changed.status) != ("owner", "active") and len(owners) < 2:
             raise Conflict("This is the last owner. Make another one first, or nobody could.")
-    if (changed.role, changed.status) != (one.entity.role, one.entity.status):
-        sign_in = msgspec.structs.replace(changed.sign_in, sessions_after_ms=clock.unix_ms())
-        changed = msgspec.structs.replace(changed, sign_in=sign_in)
+    changed = with_sessions_ended(one.entity, changed)
     put = await context.control.put(changed, over=one, by=call.by(reason))
     return respond(_view(changed), version=put.version)
 

@@ -4,6 +4,7 @@ from typing import Final, Literal, TypeVar
 
 import msgspec
 
+from libs.common import clock
 from libs.common.entities import Operator, SignIn
 from libs.common.events import Member
 from libs.common.sealing import SecretsKeyMissing
@@ -33,6 +34,22 @@ class Link(msgspec.Struct):
 def link_view(context: Context, token: str, sign_in: SignIn) -> Link:
     """The link, shown once. Its token stands behind #, so that no server's log has it."""
     return Link(f"{context.public_url}/link#{token}", time_of(sign_in.link_expires_at_ms))
+
+
+def with_sessions_ended(before: _Person, changed: _Person) -> _Person:
+    """After another role or status nobody goes on with a session of before; whoever may not sign in keeps no link either."""
+    if (changed.role, changed.status) == (before.role, before.status):
+        return changed
+    sign_in = msgspec.structs.replace(changed.sign_in, sessions_after_ms=clock.unix_ms())
+    if changed.status in ("disabled", "deleted"):
+        sign_in = msgspec.structs.replace(sign_in, link_sha256="", link_expires_at_ms=0)
+    return msgspec.structs.replace(changed, sign_in=sign_in)
+
+
+def check_may_link(person: Operator | Member) -> None:
+    """Raise Conflict where a new link would let nobody in now, and somebody later."""
+    if person.status == "disabled":
+        raise Conflict("Whoever is disabled gets no link: enable him first.")
 
 
 async def invite(
