@@ -158,7 +158,7 @@ async def new_link(context: Context, call: Call) -> Response:
     """POST /accounts/{account_id}/members/{member_id}/link: to invite again, or for a password that was forgotten."""
     one = await _find(context, call)
     _check_owners(call, one.entity.role)
-    check_may_link(one.entity)
+    check_may_link(call, one.entity)
     if not one.entity.email:
         raise Conflict("This member has no e-mail address: give him one first.")
     token, sign_in = links.new_link(one.entity.id, one.entity.sign_in)

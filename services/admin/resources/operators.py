@@ -117,7 +117,7 @@ async def delete(context: Context, call: Call) -> Response:
 async def new_link(context: Context, call: Call) -> Response:
     """POST /operators/{operator_id}/link: for a password that was forgotten. The link before is void."""
     one = await found(context, Operator, call, "operator_id", "oper")
-    check_may_link(one.entity)
+    check_may_link(call, one.entity)
     token, sign_in = links.new_link(one.entity.id, one.entity.sign_in)
     changed = msgspec.structs.replace(one.entity, sign_in=sign_in)
     await context.control.put(changed, over=one, by=call.by("new link"))

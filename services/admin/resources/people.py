@@ -1,17 +1,17 @@
 """What operators and members have in common in the API."""
 
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal, TypeVar, get_args
 
 import msgspec
 
 from libs.common import clock
-from libs.common.entities import Operator, SignIn
+from libs.common.entities import Operator, Scope, SignIn
 from libs.common.events import Member
 from libs.common.sealing import SecretsKeyMissing
 from services.admin import links
 from services.admin.control import Put
 from services.admin.problems import Conflict
-from services.admin.resource import Call, Context, time_of
+from services.admin.resource import Call, Context, forbid, time_of
 
 _NO_SECRETS_KEY: Final = (
     "Idempotency-Key: RELAY_SECRETS_KEY is not set, and without it a link cannot be answered twice."
@@ -19,6 +19,11 @@ _NO_SECRETS_KEY: Final = (
 _NOT_AGAIN: Final = (
     "This was done before, and its link cannot be shown again: RELAY_SECRETS_KEY has changed. Make a new link."
 )
+_ALL_SCOPES: Final = (
+    "A link lets its owner do all that his role may: a service token needs every scope to be given one."
+    " It can make members without an e-mail address."
+)
+_SCOPES: Final = frozenset(get_args(Scope))
 _Person = TypeVar("_Person", Operator, Member)
 
 ActiveOrNot = Literal["active", "disabled"]
@@ -46,8 +51,13 @@ def with_sessions_ended(before: _Person, changed: _Person) -> _Person:
     return msgspec.structs.replace(changed, sign_in=sign_in)
 
 
-def check_may_link(person: Operator | Member) -> None:
-    """Raise Conflict where a new link would let nobody in now, and somebody later."""
+def check_may_link(call: Call, person: Operator | Member) -> None:
+    """Raise Forbidden, and Conflict where a new link would let nobody in now, and somebody later.
+
+    A link is answered to its maker, and who uses it has no scopes to bound him.
+    """
+    scopes = call.principal.scopes
+    forbid(scopes is not None and not scopes.issuperset(_SCOPES), _ALL_SCOPES)
     if person.status == "disabled":
         raise Conflict("Whoever is disabled gets no link: enable him first.")
 
@@ -59,6 +69,8 @@ async def invite(
 
     The same Idempotency-Key gives the same person and link: he must have the id that it makes. Raises Conflict, Unprocessable.
     """
+    if person.email:
+        check_may_link(call, person)
     is_repeatable = "idempotency-key" in call.headers
     if is_repeatable and (first := await context.control.first(type(person), person.id, request)):
         return first, _link_again(context, first), None
