@@ -35,7 +35,7 @@ class World:
     async def accept(self, token: str, **more: Any) -> int:
         """How the use of a link is answered; a refusal changes nothing."""
         before = await self.last_sequence()
-        body = {"token": token, "password": PASSWORD, **more}
+        body = {"token": token, "password": PASSWORD} | more
         answer = await self.admin.send("POST", "/links/accept", token="", json=body)
         assert answer.is_success or await self.last_sequence() == before
         assert answer.status_code != 404 or answer.json()["detail"] == GONE  # in the same words, whatever the reason is
@@ -201,6 +201,34 @@ async def test_sessions_that_are_over(world: World) -> None:
         assert (await admin.done("GET", "/me", token=person.token))["actor"] == person.id
         await end(person)
         assert await world.is_over(person.token)
+
+
+async def test_a_sign_in_that_is_overtaken_by_a_new_password_lets_nobody_in(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old password was compared before the new one stood, the session began after."""
+    person = await signed_in(world.admin, "developer", world.account_id)
+    link = link_of(await world.admin.done("POST", f"{world.members}/{person.id}/link"))
+    compared, changed = asyncio.Event(), asyncio.Event()
+    is_right = world.admin.context.passwords.is_right
+
+    async def slow(password: str, password_hash: str) -> bool:
+        right = await is_right(password, password_hash)
+        compared.set()
+        await changed.wait()
+        return right
+
+    monkeypatch.setattr(world.admin.context.passwords, "is_right", slow)
+    body = {"email": person.email, "password": PASSWORD}
+
+    async def change() -> None:
+        await compared.wait()
+        assert await world.accept(link, password="another long pass phrase") == 201
+        changed.set()
+
+    answer, _ = await asyncio.gather(world.admin.send("POST", "/sessions", json=body, token=""), change())
+    assert answer.status_code == 201
+    assert await world.is_over(answer.json()["token"])
 
 
 async def test_everything_of_a_disabled_account_is_shut(world: World) -> None:

@@ -152,7 +152,7 @@ async def _owner(context: Context, email: str) -> Person | None:
 
 
 async def _begun(context: Context, call: Call, owner: Person) -> Response:
-    token, session = await context.sessions.begin(owner.id, call.address)
+    token, session = await context.sessions.begin(owner.id, call.address, owner.sign_in.password_hash)
     is_operator = isinstance(owner, Operator)
     view = SessionView(
         actor=owner.id,
