@@ -11,6 +11,7 @@ import pytest
 from libs.common import clock, events, ids, rediskeys, subjects
 from libs.common.events import ControlChanged, Member
 from services.admin import sessions
+from services.admin.resources import signing_in
 from tests.integration.accounting_rig import Rig, until
 from tests.integration.admin_people import PASSWORD, Person, admin_from, invited, service_token, signed_in
 from tests.integration.admin_rig import Admin
@@ -268,6 +269,30 @@ async def test_wrong_passwords_are_counted(world: World) -> None:
     assert statuses == [401] * 10 + [429]
     answer = await world.admin.send("POST", "/sessions", json=wrong | {"password": PASSWORD}, token="")
     assert answer.status_code == 429 and int(answer.headers["retry-after"]) > 60
+
+
+async def test_who_guesses_is_stopped_where_he_is_and_keeps_nobody_out_elsewhere(world: World) -> None:
+    """A machine has the whole /64 that its IPv6 address is in."""
+    rig, person = world.rig, await signed_in(world.admin, "developer", world.account_id)
+    wrong = {"email": person.email, "password": "not the right one"}
+    statuses = []
+    for address in ("2001:db8:7:7::1", "2001:db8:7:7::2"):
+        async with admin_from(rig, address) as guesser:
+            statuses += [(await guesser.send("POST", "/sessions", json=wrong, token="")).status_code for _ in range(6)]
+    assert statuses == [401] * 10 + [429] * 2
+    assert (
+        await world.admin.send("POST", "/sessions", json=wrong | {"password": PASSWORD}, token="")
+    ).status_code == 201
+
+
+async def test_guesses_from_everywhere_are_counted_together(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signing_in, "_TRIES_OF_EMAIL_ANYWHERE_MAX", 1)
+    wrong = {"email": f"{ids.uuid7_hex()}@example.com", "password": "not the right one"}
+    statuses = []
+    for address in ("127.0.9.1", "127.0.9.2"):
+        async with admin_from(world.rig, address) as guesser:
+            statuses.append((await guesser.send("POST", "/sessions", json=wrong, token="")).status_code)
+    assert statuses == [401, 429]
 
 
 async def _rewrite(world: World, member: Member) -> None:
