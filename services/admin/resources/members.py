@@ -35,7 +35,16 @@ from services.admin.resource import (
 from services.admin.resources import limits
 from services.admin.resources.accounts import find_account
 from services.admin.resources.limits import LimitsChange, LimitsView
-from services.admin.resources.people import ActiveOrNot, Link, check_may_link, invite, link_view, with_sessions_ended
+from services.admin.resources.people import (
+    ActiveOrNot,
+    Link,
+    check_may_link,
+    invite,
+    is_owner,
+    link_view,
+    other_owner,
+    with_sessions_ended,
+)
 from services.admin.resources.signing_in import Email
 
 _OWNERS: Final = "Only an owner of the account, or the operator, deals with owners."
@@ -177,11 +186,11 @@ async def _invited_again(context: Context, member: Member, email: str, puts: lis
 async def _put(
     context: Context, call: Call, one: Found[Member], changed: Member, more: list[Put], reason: str
 ) -> Response:
-    if one.entity.role == "owner" and one.entity.status == "active" and not call.principal.is_operator:
-        members = context.mirror.of_account(Member, call.account_id)
-        owners = [other for other in members if other.role == "owner" and other.status == "active"]
-        if (changed.role, changed.status) != ("owner", "active") and len(owners) < 2:
+    if is_owner(one.entity) and not is_owner(changed) and not call.principal.is_operator:
+        other = await other_owner(context, one.entity, context.mirror.of_account(Member, call.account_id))
+        if other is None:
             raise Conflict("This is the account's last owner. Make another one first, or ask the operator.")
+        more = [*more, other]
     changed = with_sessions_ended(one.entity, changed)
     put, *_ = await context.control.put_all([(changed, one), *more], by=call.by(reason))
     return respond(_view(changed), version=put.version)

@@ -8,7 +8,7 @@ from libs.common import clock, ids
 from libs.common.entities import Operator, OperatorRole
 from services.admin import links
 from services.admin.access import OPERATOR_OWNER, OPERATORS
-from services.admin.control import Found
+from services.admin.control import Found, Put
 from services.admin.problems import Conflict
 from services.admin.resource import (
     IDEMPOTENT,
@@ -27,7 +27,16 @@ from services.admin.resource import (
     respond,
     time_of,
 )
-from services.admin.resources.people import ActiveOrNot, Link, check_may_link, invite, link_view, with_sessions_ended
+from services.admin.resources.people import (
+    ActiveOrNot,
+    Link,
+    check_may_link,
+    invite,
+    is_owner,
+    link_view,
+    other_owner,
+    with_sessions_ended,
+)
 from services.admin.resources.signing_in import Email
 
 
@@ -125,12 +134,14 @@ async def new_link(context: Context, call: Call) -> Response:
 
 
 async def _put(context: Context, call: Call, one: Found[Operator], changed: Operator, reason: str) -> Response:
-    if one.entity.role == "owner" and one.entity.status == "active":
-        owners = [other for other in context.mirror.all(Operator) if other.role == "owner" and other.status == "active"]
-        if (changed.role, changed.status) != ("owner", "active") and len(owners) < 2:
+    puts: list[Put] = []
+    if is_owner(one.entity) and not is_owner(changed):
+        other = await other_owner(context, one.entity, context.mirror.all(Operator))
+        if other is None:
             raise Conflict("This is the last owner. Make another one first, or nobody could.")
+        puts.append(other)
     changed = with_sessions_ended(one.entity, changed)
-    put = await context.control.put(changed, over=one, by=call.by(reason))
+    put, *_ = await context.control.put_all([(changed, one), *puts], by=call.by(reason))
     return respond(_view(changed), version=put.version)
 
 

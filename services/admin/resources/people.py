@@ -1,5 +1,6 @@
 """What operators and members have in common in the API."""
 
+from collections.abc import Iterable
 from typing import Final, Literal, TypeVar, get_args
 
 import msgspec
@@ -49,6 +50,25 @@ def with_sessions_ended(before: _Person, changed: _Person) -> _Person:
     if changed.status in ("disabled", "deleted"):
         sign_in = msgspec.structs.replace(sign_in, link_sha256="", link_expires_at_ms=0)
     return msgspec.structs.replace(changed, sign_in=sign_in)
+
+
+def is_owner(person: Operator | Member) -> bool:
+    """Whether he can sign in as an owner."""
+    return person.role == "owner" and person.status == "active" and bool(person.sign_in.password_hash)
+
+
+async def other_owner(context: Context, one: Operator | Member, others: Iterable[Operator | Member]) -> Put | None:
+    """Another one of `others` who is an owner, to be written as he is together with what makes `one` less; None: there is none.
+
+    So two owners who make each other less at the same moment, on whatever replicas, do not both succeed.
+    """
+    for other in others:
+        if other.id == one.id or not is_owner(other):
+            continue
+        found = await links.find_person(context.control, other.id)
+        if found is not None and is_owner(found.entity):
+            return found.entity, found
+    return None
 
 
 def check_may_link(call: Call, person: Operator | Member) -> None:
