@@ -5,12 +5,18 @@ from collections.abc import Sequence
 from typing import Final
 
 UNKNOWN: Final = "0" * 32
+_MAPPED_HEX: Final = "0" * 20 + "ffff"
 _MAPPED: Final = 0xFFFF << 32
 
 
 def hex_address(text: str) -> str:
     """32 hex digits. Raises ValueError for anything but an address."""
     return _hex(ipaddress.ip_address(text.partition("%")[0]))
+
+
+def throttle_group(address: str) -> str:
+    """What is counted as one place, of 32 hex digits: an IPv4 address, the /64 of an IPv6 one."""
+    return address if address.startswith(_MAPPED_HEX) else address[:16]
 
 
 def address_ranges(allowlist: Sequence[str]) -> str:

@@ -52,6 +52,8 @@ class Authentication:
         owner = self._mirror.get(Operator, session.owner_id) or self._mirror.get(Member, session.owner_id)
         if owner is None or owner.status != "active" or session.began_at_ms < owner.sign_in.sessions_after_ms:
             raise Unauthorized(_OVER)
+        if session.password != sessions.password_name(owner.sign_in.password_hash):
+            raise Unauthorized(_OVER)
         if isinstance(owner, Operator):
             return Principal(actor=owner.id, role=access.operator(owner.role), session=digest)
         self._check_account(owner.account_id)

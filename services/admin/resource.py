@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope
 
-from libs.common import clock, entities, ids
+from libs.common import addresses, clock, entities, ids
 from libs.common.balances import Balances
 from libs.common.sealing import Sealer
 from libs.common.standing import Standings
@@ -92,6 +92,14 @@ class Call(Request):
     def address(self) -> str:
         """Where it comes from."""
         return self.client.host if self.client else ""
+
+    @property
+    def place(self) -> str:
+        """What tries are counted for: an IPv4 address, the /64 of an IPv6 one, which one machine has whole."""
+        try:
+            return addresses.throttle_group(addresses.hex_address(self.address))
+        except ValueError:
+            return self.address
 
     def by(self, reason: str, request: str = "") -> By:
         """Whose change it is, for the audit log."""

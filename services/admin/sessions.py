@@ -23,6 +23,8 @@ class Session(msgspec.Struct, frozen=True):
     owner_id: str
     began_at_ms: int
     address: str
+    password: str = ""
+    """Names the password it began with: with another one it is over, whatever the clocks say."""
 
 
 class Sessions:
@@ -31,10 +33,10 @@ class Sessions:
     def __init__(self, redis: RedisClient) -> None:
         self._redis = redis
 
-    async def begin(self, owner_id: str, address: str) -> tuple[str, Session]:
+    async def begin(self, owner_id: str, address: str, password_hash: str) -> tuple[str, Session]:
         """A session's token, kept nowhere, and the session. Raises Unavailable."""
         token = PREFIX + secrets.token_urlsafe(32)
-        session = Session(owner_id, clock.unix_ms(), address)
+        session = Session(owner_id, clock.unix_ms(), address, password_name(password_hash))
         try:
             await self._redis.set(rediskeys.session(sha256(token)), msgspec.json.encode(session), ex=SECONDS)
         except (RedisError, OSError):
@@ -77,6 +79,11 @@ class Sessions:
             await self._redis.delete(rediskeys.tries(what, hashlib.sha256(who.encode()).hexdigest()[:32]))
         except (RedisError, OSError):
             raise Unavailable(_AWAY) from None
+
+
+def password_name(password_hash: str) -> str:
+    """What a session keeps of the password it began with: nothing to guess it by; of none, nothing."""
+    return sha256(password_hash) if password_hash else ""
 
 
 def sha256(token: str) -> str:

@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 
 from libs.common import apikeys
+from libs.common.addresses import throttle_group
 from libs.common.directory import Directory
 from libs.common.errors import BadRequest, NotFound, Overloaded, RateLimited, RelayError, Unauthenticated
 from libs.common.events import VERSION_EXPIRED, UsageRecorded, encode_event
@@ -18,7 +19,7 @@ from libs.common.pricebook import PriceBook
 from libs.common.pricing import can_price
 from libs.common.scripts import StoreUnavailable
 from libs.common.standing import Standing, Standings
-from services.gateway import callers, hold, recovery, refusals
+from services.gateway import hold, recovery, refusals
 from services.gateway.clock import ClockCheck
 from services.gateway.headers import Headers, credential
 from services.gateway.keeper import LeaseKeeper
@@ -107,7 +108,7 @@ class Gate:
         if principal is None:
             if not apikeys.is_well_formed(key):
                 raise Unauthenticated(_BAD_KEY)
-            principal = await self._look_up(sha256, callers.throttle_group(address))
+            principal = await self._look_up(sha256, throttle_group(address))
         return principal
 
     async def admit(self, request: Request) -> Granted:

@@ -34,11 +34,6 @@ def caller_address(peer: str | None, headers: Headers, trusted: Networks) -> str
     return address
 
 
-def throttle_group(address: str) -> str:
-    """What is counted as one place: an IPv4 address, the /64 of an IPv6 one."""
-    return address if address.startswith(_MAPPED) else address[:16]
-
-
 @lru_cache(maxsize=4096)
 def _parsed(text: str) -> str:
     if text.startswith("["):

@@ -1,8 +1,10 @@
 """The audit log: every change with before and after, without secrets; and a chain that shows what was touched."""
 
+import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from libs.common import clock, streams
@@ -12,6 +14,7 @@ from libs.localstack.stores import start_nats
 from services.admin import audit_chain
 from services.admin.ledger import Ledger
 from tests.integration.accounting_rig import Rig, until
+from tests.integration.admin_people import signed_in
 from tests.integration.admin_rig import Admin
 
 pytestmark = pytest.mark.anyio
@@ -68,6 +71,43 @@ async def test_every_change_is_told_with_before_and_after(admin: Admin) -> None:
     await admin.refused("GET", "/audit?cursor=x", 400)
 
 
+async def test_a_search_does_not_look_at_what_is_hidden(admin: Admin) -> None:
+    """Else whoever may search could find a password's hash letter by letter."""
+    person = await signed_in(admin, "finance")
+    key = await admin.done("POST", f"/accounts/{await admin.new_account(None)}/keys", json={"name": "findable"})
+
+    async def found(text: str) -> list[str]:
+        listed = await admin.done("GET", "/audit", params={"text": text})
+        return [one["entity_id"] for one in listed["data"]]
+
+    async def there() -> bool:
+        return await found("findable") == [key["id"]]
+
+    await until(there)
+    assert person.id in await found(person.email)
+    digest = hashlib.sha256(key["key"].encode()).hexdigest()
+    for text in ("$argon2id$", '"password_hash":"$a', digest, digest[:8], f'"sha256":"{digest[:4]}'):
+        assert await found(text) == [], text
+
+
+async def test_an_account_is_not_told_of_its_upstream(admin: Admin) -> None:
+    """Nor of a part of its key, in none of the ways to ask."""
+    account_id = await admin.new_account(None)
+    body = {"name": "theirs", "api_key": "sk-ant-0123456789abWXYZ", "account_id": account_id}
+    upstream = await admin.done("POST", "/upstreams", json=body)
+    owner = await signed_in(admin, "owner", account_id)
+    path = f"/accounts/{account_id}/audit"
+
+    async def there() -> bool:
+        kinds = [one["kind"] for one in (await admin.done("GET", path))["data"]]
+        return kinds.count("upstream") == 1 and kinds.count("member") == 2
+
+    await until(there)
+    for query in ("", "/export", "?kind=upstream", f"?entity_id={upstream['id']}", "?text=WXYZ"):
+        answer = await admin.send("GET", path + query, token=owner.token)
+        assert answer.is_success and "WXYZ" not in answer.text and upstream["id"] not in answer.text, query
+
+
 async def test_the_chain_shows_what_was_touched(admin: Admin, rig: Rig) -> None:
     account_id = await admin.new_account("5")
     for number in range(3):
@@ -109,6 +149,60 @@ async def test_a_change_that_was_put_in_from_outside_shows(admin: Admin, rig: Ri
         await rig.change(_forged(found.entity))
         verdict = await audit_chain.verify(broker.jetstream(), ledger)
         assert any("does not follow the one before" in fault for fault in verdict.faults)
+    finally:
+        await ledger.close()
+        await streams.close(broker)
+
+
+async def test_a_change_from_outside_that_names_none_before_shows(admin: Admin, rig: Rig) -> None:
+    """As one of before there was a chain would: but there is one by now."""
+    account_id = await admin.new_account(None)
+    await admin.done("PATCH", f"/accounts/{account_id}", json={"name": "chained"})
+    found = await admin.context.control.find(*_account(account_id))
+    assert found is not None
+    await rig.change(msgspec.structs.replace(_forged(found.entity), previous=""))
+    assert any("does not follow the one before" in fault for fault in (await _verdict(rig)).faults)
+
+
+@pytest.mark.parametrize(
+    "touched",
+    [
+        "'mallory' AS actor",
+        "replaceAll(entity, 'test', 'rest') AS entity",
+        "'1.2.3.4' AS address",
+        "'' AS sha256, 'x' AS reason",
+    ],
+)
+async def test_an_archive_that_tells_something_else_shows(admin: Admin, rig: Rig, touched: str) -> None:
+    """The hash beside it is that of the log still, or is gone."""
+    account_id = await admin.new_account(None)
+
+    async def sound() -> bool:
+        return not (await _verdict(rig)).faults
+
+    await until(sound)
+    changed = f"SELECT * REPLACE ({touched}, now64(3) + 60 AS recorded_at) FROM control FINAL"
+    await rig.ledger.run(f"INSERT INTO control {changed} WHERE entity_id = '{account_id}'")
+    assert any("differs between archive and log" in fault for fault in (await _verdict(rig)).faults)
+
+
+async def test_a_log_that_ends_too_soon_shows(admin: Admin, rig: Rig) -> None:
+    """What was archived and is not there any more: the log was put back to how it was."""
+    await admin.new_account(None)
+
+    async def sound() -> bool:
+        return not (await _verdict(rig)).faults
+
+    await until(sound)
+    later = "SELECT * REPLACE (sequence + 1000 AS sequence) FROM control FINAL"
+    await rig.ledger.run(f"INSERT INTO control {later} ORDER BY sequence DESC LIMIT 1")
+    assert any("of the archive are missing in the log" in fault for fault in (await _verdict(rig)).faults)
+
+
+async def _verdict(rig: Rig) -> audit_chain.Verdict:
+    broker, ledger = await streams.connect(rig.config.nats_url, name="test"), Ledger(rig.config.clickhouse_url)
+    try:
+        return await audit_chain.verify(broker.jetstream(), ledger)
     finally:
         await ledger.close()
         await streams.close(broker)

@@ -11,6 +11,7 @@ import pytest
 from libs.common import clock, events, ids, rediskeys, subjects
 from libs.common.events import ControlChanged, Member
 from services.admin import sessions
+from services.admin.resources import signing_in
 from tests.integration.accounting_rig import Rig, until
 from tests.integration.admin_people import PASSWORD, Person, admin_from, invited, service_token, signed_in
 from tests.integration.admin_rig import Admin
@@ -35,7 +36,7 @@ class World:
     async def accept(self, token: str, **more: Any) -> int:
         """How the use of a link is answered; a refusal changes nothing."""
         before = await self.last_sequence()
-        body = {"token": token, "password": PASSWORD, **more}
+        body = {"token": token, "password": PASSWORD} | more
         answer = await self.admin.send("POST", "/links/accept", token="", json=body)
         assert answer.is_success or await self.last_sequence() == before
         assert answer.status_code != 404 or answer.json()["detail"] == GONE  # in the same words, whatever the reason is
@@ -157,6 +158,16 @@ async def test_a_disabled_member_is_not_enabled_by_a_new_address(world: World) -
     assert (await world.admin.done("GET", path))["status"] == "disabled"
 
 
+async def test_a_link_that_was_out_when_its_owner_was_disabled_is_void_for_good(world: World) -> None:
+    for role, account_id, path in (("developer", world.account_id, world.members), ("viewer", "", "/operators")):
+        name, _, token = await invited(world.admin, role, account_id)
+        for status in ("disabled", "active"):
+            await world.admin.done("PATCH", f"{path}/{name}", json={"status": status})
+            assert await world.accept(token) == 404, (role, status)
+        await world.admin.done("PATCH", f"{path}/{name}", json={"status": "disabled"})
+        await world.admin.refused("POST", f"{path}/{name}/link", 409)
+
+
 async def test_sessions_that_are_over(world: World) -> None:
     """Signed out; expired in Redis; after another password; after another role; disabled; deleted."""
     admin = world.admin
@@ -191,6 +202,34 @@ async def test_sessions_that_are_over(world: World) -> None:
         assert (await admin.done("GET", "/me", token=person.token))["actor"] == person.id
         await end(person)
         assert await world.is_over(person.token)
+
+
+async def test_a_sign_in_that_is_overtaken_by_a_new_password_lets_nobody_in(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old password was compared before the new one stood, the session began after."""
+    person = await signed_in(world.admin, "developer", world.account_id)
+    link = link_of(await world.admin.done("POST", f"{world.members}/{person.id}/link"))
+    compared, changed = asyncio.Event(), asyncio.Event()
+    is_right = world.admin.context.passwords.is_right
+
+    async def slow(password: str, password_hash: str) -> bool:
+        right = await is_right(password, password_hash)
+        compared.set()
+        await changed.wait()
+        return right
+
+    monkeypatch.setattr(world.admin.context.passwords, "is_right", slow)
+    body = {"email": person.email, "password": PASSWORD}
+
+    async def change() -> None:
+        await compared.wait()
+        assert await world.accept(link, password="another long pass phrase") == 201
+        changed.set()
+
+    answer, _ = await asyncio.gather(world.admin.send("POST", "/sessions", json=body, token=""), change())
+    assert answer.status_code == 201
+    assert await world.is_over(answer.json()["token"])
 
 
 async def test_everything_of_a_disabled_account_is_shut(world: World) -> None:
@@ -230,6 +269,30 @@ async def test_wrong_passwords_are_counted(world: World) -> None:
     assert statuses == [401] * 10 + [429]
     answer = await world.admin.send("POST", "/sessions", json=wrong | {"password": PASSWORD}, token="")
     assert answer.status_code == 429 and int(answer.headers["retry-after"]) > 60
+
+
+async def test_who_guesses_is_stopped_where_he_is_and_keeps_nobody_out_elsewhere(world: World) -> None:
+    """A machine has the whole /64 that its IPv6 address is in."""
+    rig, person = world.rig, await signed_in(world.admin, "developer", world.account_id)
+    wrong = {"email": person.email, "password": "not the right one"}
+    statuses = []
+    for address in ("2001:db8:7:7::1", "2001:db8:7:7::2"):
+        async with admin_from(rig, address) as guesser:
+            statuses += [(await guesser.send("POST", "/sessions", json=wrong, token="")).status_code for _ in range(6)]
+    assert statuses == [401] * 10 + [429] * 2
+    assert (
+        await world.admin.send("POST", "/sessions", json=wrong | {"password": PASSWORD}, token="")
+    ).status_code == 201
+
+
+async def test_guesses_from_everywhere_are_counted_together(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signing_in, "_TRIES_OF_EMAIL_ANYWHERE_MAX", 1)
+    wrong = {"email": f"{ids.uuid7_hex()}@example.com", "password": "not the right one"}
+    statuses = []
+    for address in ("127.0.9.1", "127.0.9.2"):
+        async with admin_from(world.rig, address) as guesser:
+            statuses.append((await guesser.send("POST", "/sessions", json=wrong, token="")).status_code)
+    assert statuses == [401, 429]
 
 
 async def _rewrite(world: World, member: Member) -> None:

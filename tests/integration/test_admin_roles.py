@@ -7,11 +7,12 @@ from typing import Final, get_args
 
 import pytest
 
+from libs.common import clock, ids
 from libs.common.entities import Scope
 from services.admin.access import MEMBERS, Role
 from services.admin.resource import Operation
 from tests.integration.accounting_rig import Rig
-from tests.integration.admin_people import BY_ID, Person, admin_from, ask, service_token, signed_in
+from tests.integration.admin_people import BY_ID, Person, admin_from, ask, invited, service_token, signed_in
 from tests.integration.admin_rig import PROBLEM, Admin
 from tests.integration.admin_roles import LETTERS, OPEN, TABLE, roles_of
 
@@ -114,6 +115,34 @@ async def test_a_service_token_makes_none_that_may_more(world: World) -> None:
             assert (await world.admin.send("POST", path, json=body, token=token)).status_code == status
         await world.admin.refused("POST", path, 400, json=body | {"scopes": []}, token=token)
         await world.admin.refused("POST", path, 400, json=body | {"scopes": ["everything"]}, token=token)
+
+
+async def test_a_service_token_makes_none_that_outlives_it(world: World) -> None:
+    soon, later = clock.unix_ms() + 3_600_000, clock.unix_ms() + 7_200_000
+    for role, path in (("owner", "/tokens"), ("admin", f"/accounts/{world.account_id}/tokens")):
+        body = {"name": "t", "role": role, "scopes": ["tokens:write"], "expires_at": clock.iso_utc(soon)}
+        token = (await world.admin.done("POST", path, json=body))["token"]
+        for expires_at, status in ((None, 422), (clock.iso_utc(later), 422), (clock.iso_utc(soon), 201)):
+            answer = await world.admin.send("POST", path, json=body | {"expires_at": expires_at}, token=token)
+            assert answer.status_code == status, answer.text
+
+
+async def test_a_service_token_is_given_no_link_that_may_do_more(world: World) -> None:
+    """By the link it could sign in as somebody whom no scope bounds."""
+    members = f"/accounts/{world.account_id}/members"
+    admin = world.admin
+    for role, account_id, path in (("owner", "", "/operators"), ("admin", world.account_id, members)):
+        few = await service_token(admin, role, ["operators:write", "members:write", "members:read"], account_id)
+        whole = await service_token(admin, role, list(SCOPES), account_id)
+        name, _, _ = await invited(admin, "admin" if account_id else "viewer", account_id)
+        body = {"name": "x", "role": "admin" if account_id else "owner"}
+        for token, status in ((few, 403), (whole, 201)):
+            new = body | {"email": f"{ids.uuid7_hex()}@example.com"}
+            for where, sent in ((path, new), (f"{path}/{name}/link", None)):
+                answer = await admin.send("POST", where, token=token, json=sent)
+                assert answer.status_code == status, (where, answer.text)
+        if account_id:
+            await admin.done("POST", path, token=few, json=body)
 
 
 async def test_a_service_token_is_no_person(world: World) -> None:

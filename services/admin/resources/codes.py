@@ -160,7 +160,7 @@ async def redeem(context: Context, call: Call) -> Response:
     body = await read(call, Redemption)
     account = (await find_account(context, call.account_id)).entity
     await context.sessions.count_try("redeem", call.account_id, _TRIES_MAX)
-    await context.sessions.count_try("redeem-from", call.address, _TRIES_MAX * 5)
+    await context.sessions.count_try("redeem-from", call.place, _TRIES_MAX * 5)
     name = code_id(body.code)
     credit_id = ids.derived_id("cred", "redemption", name, account.id)
     if (done := await context.control.find(Credit, credit_id)) is not None:

@@ -35,7 +35,16 @@ from services.admin.resource import (
 from services.admin.resources import limits
 from services.admin.resources.accounts import find_account
 from services.admin.resources.limits import LimitsChange, LimitsView
-from services.admin.resources.people import ActiveOrNot, Link, invite, link_view
+from services.admin.resources.people import (
+    ActiveOrNot,
+    Link,
+    check_may_link,
+    invite,
+    is_owner,
+    link_view,
+    other_owner,
+    with_sessions_ended,
+)
 from services.admin.resources.signing_in import Email
 
 _OWNERS: Final = "Only an owner of the account, or the operator, deals with owners."
@@ -158,6 +167,7 @@ async def new_link(context: Context, call: Call) -> Response:
     """POST /accounts/{account_id}/members/{member_id}/link: to invite again, or for a password that was forgotten."""
     one = await _find(context, call)
     _check_owners(call, one.entity.role)
+    check_may_link(call, one.entity)
     if not one.entity.email:
         raise Conflict("This member has no e-mail address: give him one first.")
     token, sign_in = links.new_link(one.entity.id, one.entity.sign_in)
@@ -176,14 +186,12 @@ async def _invited_again(context: Context, member: Member, email: str, puts: lis
 async def _put(
     context: Context, call: Call, one: Found[Member], changed: Member, more: list[Put], reason: str
 ) -> Response:
-    if one.entity.role == "owner" and one.entity.status == "active" and not call.principal.is_operator:
-        members = context.mirror.of_account(Member, call.account_id)
-        owners = [other for other in members if other.role == "owner" and other.status == "active"]
-        if (changed.role, changed.status) != ("owner", "active") and len(owners) < 2:
+    if is_owner(one.entity) and not is_owner(changed) and not call.principal.is_operator:
+        other = await other_owner(context, one.entity, context.mirror.of_account(Member, call.account_id))
+        if other is None:
             raise Conflict("This is the account's last owner. Make another one first, or ask the operator.")
-    if (changed.role, changed.status) != (one.entity.role, one.entity.status):
-        sign_in = msgspec.structs.replace(changed.sign_in, sessions_after_ms=clock.unix_ms())
-        changed = msgspec.structs.replace(changed, sign_in=sign_in)
+        more = [*more, other]
+    changed = with_sessions_ended(one.entity, changed)
     put, *_ = await context.control.put_all([(changed, one), *more], by=call.by(reason))
     return respond(_view(changed), version=put.version)
 

@@ -8,7 +8,7 @@ from libs.common import clock, ids
 from libs.common.entities import Operator, OperatorRole
 from services.admin import links
 from services.admin.access import OPERATOR_OWNER, OPERATORS
-from services.admin.control import Found
+from services.admin.control import Found, Put
 from services.admin.problems import Conflict
 from services.admin.resource import (
     IDEMPOTENT,
@@ -27,7 +27,16 @@ from services.admin.resource import (
     respond,
     time_of,
 )
-from services.admin.resources.people import ActiveOrNot, Link, invite, link_view
+from services.admin.resources.people import (
+    ActiveOrNot,
+    Link,
+    check_may_link,
+    invite,
+    is_owner,
+    link_view,
+    other_owner,
+    with_sessions_ended,
+)
 from services.admin.resources.signing_in import Email
 
 
@@ -117,6 +126,7 @@ async def delete(context: Context, call: Call) -> Response:
 async def new_link(context: Context, call: Call) -> Response:
     """POST /operators/{operator_id}/link: for a password that was forgotten. The link before is void."""
     one = await found(context, Operator, call, "operator_id", "oper")
+    check_may_link(call, one.entity)
     token, sign_in = links.new_link(one.entity.id, one.entity.sign_in)
     changed = msgspec.structs.replace(one.entity, sign_in=sign_in)
     await context.control.put(changed, over=one, by=call.by("new link"))
@@ -124,14 +134,14 @@ async def new_link(context: Context, call: Call) -> Response:
 
 
 async def _put(context: Context, call: Call, one: Found[Operator], changed: Operator, reason: str) -> Response:
-    if one.entity.role == "owner" and one.entity.status == "active":
-        owners = [other for other in context.mirror.all(Operator) if other.role == "owner" and other.status == "active"]
-        if (changed.role, changed.status) != ("owner", "active") and len(owners) < 2:
+    puts: list[Put] = []
+    if is_owner(one.entity) and not is_owner(changed):
+        other = await other_owner(context, one.entity, context.mirror.all(Operator))
+        if other is None:
             raise Conflict("This is the last owner. Make another one first, or nobody could.")
-    if (changed.role, changed.status) != (one.entity.role, one.entity.status):
-        sign_in = msgspec.structs.replace(changed.sign_in, sessions_after_ms=clock.unix_ms())
-        changed = msgspec.structs.replace(changed, sign_in=sign_in)
-    put = await context.control.put(changed, over=one, by=call.by(reason))
+        puts.append(other)
+    changed = with_sessions_ended(one.entity, changed)
+    put, *_ = await context.control.put_all([(changed, one), *puts], by=call.by(reason))
     return respond(_view(changed), version=put.version)
 
 

@@ -13,6 +13,8 @@ from services.admin.problems import BadInput, Conflict, Unauthorized
 from services.admin.resource import Call, Context, Name, Operation, read, respond, time_of
 
 _TRIES_OF_EMAIL_MAX: Final = 10
+"""From one place. Whoever guesses at somebody's password from there does not keep him out who is elsewhere."""
+_TRIES_OF_EMAIL_ANYWHERE_MAX: Final = 100
 _TRIES_OF_ADDRESS_MAX: Final = 50
 _WRONG: Final = "E-mail address and password do not fit together."
 Password = Annotated[str, msgspec.Meta(min_length=12, max_length=200, extra_json_schema={"writeOnly": True})]
@@ -73,14 +75,17 @@ async def sign_in(context: Context, call: Call) -> Response:
     """POST /sessions."""
     body = await read(call, NewSession)
     email = body.email.strip().lower()
-    await context.sessions.count_try("sign-in-from", call.address, _TRIES_OF_ADDRESS_MAX)
-    await context.sessions.count_try("sign-in", email, _TRIES_OF_EMAIL_MAX)
+    of_both = f"{call.place} {email}"
+    await context.sessions.count_try("sign-in-from", call.place, _TRIES_OF_ADDRESS_MAX)
+    await context.sessions.count_try("sign-in", of_both, _TRIES_OF_EMAIL_MAX)
+    await context.sessions.count_try("sign-in-anywhere", email, _TRIES_OF_EMAIL_ANYWHERE_MAX)
     owner = await _owner(context, email)
     usable = owner is not None and owner.status == "active" and owner.email == email
     password_hash = owner.sign_in.password_hash if owner is not None and usable else ""
     if not await context.passwords.is_right(body.password, password_hash) or owner is None:
         raise Unauthorized(_WRONG)
-    await context.sessions.forget_tries("sign-in", email)
+    await context.sessions.forget_tries("sign-in", of_both)
+    await context.sessions.forget_tries("sign-in-anywhere", email)
     return await _begun(context, call, owner)
 
 
@@ -117,7 +122,7 @@ async def change_password(context: Context, call: Call) -> Response:
 async def accept(context: Context, call: Call) -> Response:
     """POST /links/accept. The link is void from then on, and so is every session that began before."""
     body = await read(call, LinkUse)
-    await context.sessions.count_try("link-from", call.address, _TRIES_OF_ADDRESS_MAX)
+    await context.sessions.count_try("link-from", call.place, _TRIES_OF_ADDRESS_MAX)
     owner, (_, over) = await links.owner_of(context.control, body.token)
     email = owner.email or links.email_of(_needed(body.email))
     if owner.email and body.email is not None and links.email_of(body.email) != owner.email:
@@ -152,7 +157,7 @@ async def _owner(context: Context, email: str) -> Person | None:
 
 
 async def _begun(context: Context, call: Call, owner: Person) -> Response:
-    token, session = await context.sessions.begin(owner.id, call.address)
+    token, session = await context.sessions.begin(owner.id, call.address, owner.sign_in.password_hash)
     is_operator = isinstance(owner, Operator)
     view = SessionView(
         actor=owner.id,

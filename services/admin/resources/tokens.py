@@ -69,6 +69,8 @@ async def create(context: Context, call: Call) -> Response:
         raise Unprocessable(f"role must be one of {', '.join(sorted(allowed))} here.")
     if call.principal.scopes is not None and not call.principal.scopes.issuperset(body.scopes):
         raise Unprocessable("scopes: a service token cannot make one that may do more than itself.")
+    expires_at_ms = expiry_ms(body.expires_at)
+    _check_outlives(context, call, expires_at_ms)
     secret = TOKEN_PREFIX + secrets.token_urlsafe(32)
     token = ServiceToken(
         id=ids.new_id("tok"),
@@ -79,10 +81,19 @@ async def create(context: Context, call: Call) -> Response:
         role=body.role,
         scopes=tuple(sorted(set(body.scopes))),
         account_id=call.account_id,
-        expires_at_ms=expiry_ms(body.expires_at),
+        expires_at_ms=expires_at_ms,
     )
     await context.control.put(token, over=None, by=call.by("created"))
     return respond(CreatedToken(token=secret, **msgspec.structs.asdict(_view(token))), 201)
+
+
+def _check_outlives(context: Context, call: Call, expires_at_ms: int | None) -> None:
+    maker = context.mirror.get(ServiceToken, call.principal.actor)
+    ends_ms = None if maker is None else maker.expires_at_ms
+    if ends_ms is not None and (expires_at_ms is None or expires_at_ms > ends_ms):
+        raise Unprocessable(
+            f"expires_at: a service token makes none that outlives it; {time_of(ends_ms)} at the latest."
+        )
 
 
 async def list_all(context: Context, call: Call) -> Response:

@@ -4,8 +4,8 @@ import tracemalloc
 
 import pytest
 
-from libs.common.addresses import UNKNOWN, hex_address
-from services.gateway.callers import _parsed, caller_address, throttle_group, trusted_networks
+from libs.common.addresses import UNKNOWN, hex_address, throttle_group
+from services.gateway.callers import _parsed, caller_address, trusted_networks
 
 OURS = trusted_networks("10.0.0.0/8, 2001:db8:ff::/48")
 
