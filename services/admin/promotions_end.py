@@ -1,6 +1,7 @@
 """Takes back what is left of a promotion at its end, by an entry of its own, once.
 
-It looks a while after the end, so that requests which began before it are in the archive.
+It looks a while after the end, and when every request that began before it is settled: its lease is there until then, and its row
+is archived before that. So however long one takes, or is on its way, it is paid for by the promotion.
 """
 
 from typing import Any, Final
@@ -46,6 +47,12 @@ class PromotionsEnd:
             await self._end(row["account_id"], until_ms)
 
     async def _end(self, account_id: str, until_ms: int) -> None:
+        balances = self._context.balances
+        if await balances.read(account_id) is None:
+            return  # Redis has lost it, and what was under way with it
+        unsettled_ms = await balances.unsettled_since_ms(account_id)  # first: what is settled later is waited for
+        if unsettled_ms is not None:
+            until_ms = min(until_ms, unsettled_ms)
         rows = await self._context.ledger.query(_PROMOTIONS, {"account_id": account_id})
         found = [_promotion(row) for row in rows]
         spends = await self._spends(account_id, promotions.edges(found))

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from libs.common import clock, ids, money
+from libs.common.leases import Admission, Granted, Leases
 from services.admin.promotions_end import PromotionsEnd
 from tests.integration.accounting_rig import Rig, until
-from tests.integration.admin_rig import Admin
+from tests.integration.admin_rig import LOCALHOST, Admin
 from tests.unit.accounting.samples import ONE_TOKEN_NANOS, recorded
 
 pytestmark = pytest.mark.anyio
@@ -151,6 +152,41 @@ async def test_what_is_left_of_a_promotion_is_taken_back_once(admin: Admin, rig:
     entries = (await admin.done("GET", f"/accounts/{account_id}/credits"))["data"]
     assert (entries[-1]["kind"], entries[-1]["amount_usd"]) == ("expiry", f"-{left}")
     assert (entries[-1]["about_id"], entries[-1]["actor"]) == (promotion["id"], "relay")
+
+
+async def test_a_promotion_waits_for_what_began_before_its_end(admin: Admin, rig: Rig) -> None:
+    """However late it is settled: it may take an hour, or accounting is behind, or its gateway's spool is."""
+    account_id = await admin.new_account("10")
+    api_key = await admin.done("POST", f"/accounts/{account_id}/keys", json={"name": "k"})
+    ends = clock.utc_now() + timedelta(seconds=1.5)
+    body = {"amount_usd": "1", "reason": "trial", "kind": "promotion", "expires_at": ends.isoformat()}
+    await admin.done("POST", f"/accounts/{account_id}/credits", json=body)
+    event = recorded(account_id, 100, key_id=api_key["id"])
+    admission = Admission(
+        request_id=event.request_id,
+        account_id=account_id,
+        key_id=api_key["id"],
+        address=LOCALHOST,
+        models=("claude-sonnet-4-6",),
+        input_tokens=1,
+        hold_nanos=1,
+        memo=b"{}",
+    )
+    assert isinstance(await Leases(rig.redis).admit(admission), Granted)
+    await asyncio.sleep(max((ends - clock.utc_now()).total_seconds(), 0) + 0.05)
+    await until(lambda: _archived_credits(rig, account_id, 2))
+    await PromotionsEnd(admin.context, settled_after_ms=0).run()
+    assert (await admin.balance(account_id))["granted_usd"] == "11.00"
+    await rig.publish([event])
+    await until(lambda: _rows(rig, account_id, 1))
+
+    async def settled() -> bool:
+        return (await admin.balance(account_id))["spent_usd"] != "0.00"
+
+    await until(settled)
+    await PromotionsEnd(admin.context, settled_after_ms=0).run()
+    granted = money.format_usd(10 * 10**9 + 100 * ONE_TOKEN_NANOS)
+    assert (await admin.balance(account_id))["granted_usd"] == granted
 
 
 async def _archived_credits(rig: Rig, account_id: str, count: int) -> bool:
