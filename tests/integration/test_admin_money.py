@@ -126,6 +126,18 @@ async def test_codes_are_shown_once_and_can_be_revoked(admin: Admin) -> None:
     await admin.refused("POST", path, 429, token=token, json={"code": made["codes"][1]})
 
 
+async def test_a_code_that_was_redeemed_before_pays_for_no_more_guesses(admin: Admin) -> None:
+    account_id = await admin.new_account(None)
+    token, path = await member_token(admin, account_id), f"/accounts/{account_id}/redemptions"
+    (code,) = (await admin.done("POST", "/codes", json={"count": 1, "amount_usd": "1", "reason": "r"}))["codes"]
+    await admin.done("POST", path, token=token, json={"code": code})
+    for _ in range(3):
+        for _ in range(3):
+            last = await admin.send("POST", path, token=token, json={"code": "nothing"})
+        await admin.send("POST", path, token=token, json={"code": code})
+    assert last.status_code == 429
+
+
 async def test_what_is_left_of_a_promotion_is_taken_back_once(admin: Admin, rig: Rig) -> None:
     account_id = await admin.new_account("10")
     ends = clock.utc_now() + timedelta(seconds=1.5)
