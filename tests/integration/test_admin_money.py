@@ -7,10 +7,12 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 
 from libs.common import clock, ids, money
 from libs.common.leases import Admission, Granted, Leases
+from services.admin.ledger import Ledger, Row
 from services.admin.promotions_end import PromotionsEnd
 from tests.integration.accounting_rig import Rig, until
 from tests.integration.admin_rig import LOCALHOST, Admin
@@ -199,6 +201,38 @@ async def test_a_promotion_waits_for_what_began_before_its_end(admin: Admin, rig
     await PromotionsEnd(admin.context, settled_after_ms=0).run()
     granted = money.format_usd(10 * 10**9 + 100 * ONE_TOKEN_NANOS)
     assert (await admin.balance(account_id))["granted_usd"] == granted
+
+
+class Counting(Ledger):
+    """Counts what is asked about one account."""
+
+    account_id = ""
+    asked = 0
+
+    async def query(self, sql: str, parameters: dict[str, Any]) -> list[Row]:
+        self.asked += parameters.get("account_id") == self.account_id
+        return await super().query(sql, parameters)
+
+
+async def test_a_promotion_that_was_spent_is_not_looked_at_for_ever(admin: Admin, rig: Rig) -> None:
+    """Nothing is taken back, so no entry says that it has ended."""
+    account_id = await admin.new_account("10")
+    ends = clock.utc_now() + timedelta(seconds=1)
+    body = {"amount_usd": "0.000001", "reason": "trial", "kind": "promotion", "expires_at": ends.isoformat()}
+    await admin.done("POST", f"/accounts/{account_id}/credits", json=body)
+    await rig.publish([recorded(account_id)])
+    await until(lambda: _rows(rig, account_id, 1))
+    await until(lambda: _archived_credits(rig, account_id, 2))
+    await asyncio.sleep(max((ends - clock.utc_now()).total_seconds(), 0) + 0.05)
+    ledger = Counting(rig.config.clickhouse_url)
+    ledger.account_id = account_id
+    chore = PromotionsEnd(msgspec.structs.replace(admin.context, ledger=ledger), settled_after_ms=0)
+    await chore.run()
+    asked = ledger.asked
+    assert asked >= 2
+    await chore.run()
+    assert ledger.asked == asked
+    await ledger.close()
 
 
 async def _archived_credits(rig: Rig, account_id: str, count: int) -> bool:
