@@ -1,15 +1,18 @@
 """Balances in Redis: what is credited and what is settled. Each change is one script; repeating it changes nothing."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 from redis.exceptions import RedisError
 
 from libs.common import ids, money, rediskeys
-from libs.common.events import Repair
+from libs.common.events import Credit, Repair
 from libs.common.redisclient import RedisClient
 from libs.common.scripts import Scripts, StoreUnavailable
+
+_NO_LIMIT_NANOS: Final = 10**18
+"""A billion dollars: Redis adds exactly far beyond it."""
 
 
 class Balance(msgspec.Struct, frozen=True):
@@ -81,6 +84,14 @@ class Balances:
 
     async def credit(self, account_id: str, credit_id: str, amount_nanos: int) -> CreditResult:
         """Apply one credit entry. Only APPLIED changes anything. Raises StoreUnavailable."""
+        return await self._credit(account_id, credit_id, amount_nanos, money.AMOUNT_NANOS_MAX)
+
+    async def take_again(self, credit: Credit) -> CreditResult:
+        """Apply an entry that was taken before Redis was lost, before what was spent meanwhile is debited again: the balance
+        may for a while be beyond what an account may hold. Raises StoreUnavailable."""
+        return await self._credit(credit.account_id, credit.id, credit.amount_nanos, _NO_LIMIT_NANOS)
+
+    async def _credit(self, account_id: str, credit_id: str, amount_nanos: int, limit_nanos: int) -> CreditResult:
         reply = await self._scripts.call(
             "credit",
             2,
@@ -88,7 +99,7 @@ class Balances:
             rediskeys.credits_taken(account_id),
             credit_id,
             str(amount_nanos),
-            str(money.AMOUNT_NANOS_MAX),
+            str(limit_nanos),
         )
         result: CreditResult = reply[0].decode()
         return result
@@ -131,6 +142,14 @@ class Balances:
             return None
         balance, held, spent, granted = (int(value or 0) for value in values)
         return Balance(balance - held, held, spent, granted)
+
+    async def unsettled_since_ms(self, account_id: str) -> int | None:
+        """When the oldest request that is not settled yet began, Unix milliseconds; None: all are. Raises StoreUnavailable."""
+        try:
+            names: Sequence[bytes] = await self._redis.hkeys(rediskeys.leases(account_id))  # type: ignore[assignment]
+        except (RedisError, OSError) as error:
+            raise StoreUnavailable(str(error)) from error
+        return min((ids.id_time_ms(name.decode()) for name in names if not name.endswith(b":memo")), default=None)
 
     async def key_last_used_ms(self, account_id: str, key_id: str) -> int:
         """When the key's last settled request began, Unix milliseconds; 0: never, or not known here. Raises StoreUnavailable."""

@@ -19,6 +19,7 @@ DELIVERIES_MIN: Final = 5
 _AGE_S_MIN: Final[dict[Patience, float]] = {
     "poison": 0,
     "account": 86_400,  # its control event may be under way, or an operator rebuilds Redis
+    "book": 86_400,  # the same, or the gateways were upgraded before accounting
     "store": float("inf"),
 }
 

@@ -1,8 +1,8 @@
 """START HERE. What happens to a batch of usage events, as a numbered story. Every step is a no-op for an event seen before.
 
 1. **Price** it, from the book its version names. Pure: who calls has learned the books of the batch (`Books`), from Redis if need
-   be. What cannot be priced is tried again (a newer worker may know its price book) and parked after bounded tries; the events
-   beside it go on.
+   be. What cannot be priced is tried again and parked after bounded tries; what names a book nobody here knows waits for a day
+   (a newer worker has it, or Redis has lost it and is rebuilt). The events beside it go on.
 2. **Remind**: Redis remembers a settled event for three days. For an older one the archive is asked, and Redis told what was
    settled before, so that a correction or a late delivery takes the difference only. If it fails, nothing has happened.
 3. **Append** the rows to ClickHouse. If it fails, nothing has happened: the messages are delivered again. If we die after it,
@@ -22,7 +22,7 @@ from typing import Final, Literal, Protocol
 
 import msgspec
 
-from libs.common import clock, failpoints, ids, rediskeys
+from libs.common import clock, failpoints, ids, pricebook, rediskeys
 from libs.common.balances import Settlement, SettleResult
 from libs.common.events import UsageRecorded
 from libs.common.metrics import Metrics
@@ -34,8 +34,9 @@ _log: Final = logging.getLogger("relay.settlement")
 REMEMBERED_S: Final = rediskeys.SETTLED_KEPT_S - 3600
 """An event older than this is looked up in the archive: an hour less than Redis keeps it, for clocks that differ."""
 
-Patience = Literal["poison", "account", "store"]
-"""Why an event waits: it cannot be read, Redis does not know its account, or Redis refuses it alone. How long: parking.py."""
+Patience = Literal["poison", "book", "account", "store"]
+"""Why an event waits: it cannot be read or priced, nobody here knows its price book, Redis does not know its account, or Redis
+refuses it alone. How long: parking.py."""
 
 
 class UsageLedger(Protocol):
@@ -117,7 +118,8 @@ def price_batch(events: Sequence[UsageRecorded]) -> tuple[list[Entry], list[Unse
             priced = price_event(event)
             row = usage_row(event, priced)
         except Exception as error:  # noqa: BLE001 - pure code: whatever it raises, it will raise again
-            unsettled.append(Unsettled(position, event, "poison", f"{type(error).__name__}: {error}"))
+            patience: Patience = "poison" if pricebook.is_known(event.price_book_version) else "book"
+            unsettled.append(Unsettled(position, event, patience, f"{type(error).__name__}: {error}"))
             continue
         settlement = Settlement(
             event.account_id, event.request_id, event.version, priced.total_nanos, event.key_id, event.member_id

@@ -7,12 +7,15 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 
 from libs.common import clock, ids, money
+from libs.common.leases import Admission, Granted, Leases
+from services.admin.ledger import Ledger, Row
 from services.admin.promotions_end import PromotionsEnd
 from tests.integration.accounting_rig import Rig, until
-from tests.integration.admin_rig import Admin
+from tests.integration.admin_rig import LOCALHOST, Admin
 from tests.unit.accounting.samples import ONE_TOKEN_NANOS, recorded
 
 pytestmark = pytest.mark.anyio
@@ -125,6 +128,18 @@ async def test_codes_are_shown_once_and_can_be_revoked(admin: Admin) -> None:
     await admin.refused("POST", path, 429, token=token, json={"code": made["codes"][1]})
 
 
+async def test_a_code_that_was_redeemed_before_pays_for_no_more_guesses(admin: Admin) -> None:
+    account_id = await admin.new_account(None)
+    token, path = await member_token(admin, account_id), f"/accounts/{account_id}/redemptions"
+    (code,) = (await admin.done("POST", "/codes", json={"count": 1, "amount_usd": "1", "reason": "r"}))["codes"]
+    await admin.done("POST", path, token=token, json={"code": code})
+    for _ in range(3):
+        for _ in range(3):
+            last = await admin.send("POST", path, token=token, json={"code": "nothing"})
+        await admin.send("POST", path, token=token, json={"code": code})
+    assert last.status_code == 429
+
+
 async def test_what_is_left_of_a_promotion_is_taken_back_once(admin: Admin, rig: Rig) -> None:
     account_id = await admin.new_account("10")
     ends = clock.utc_now() + timedelta(seconds=1.5)
@@ -151,6 +166,73 @@ async def test_what_is_left_of_a_promotion_is_taken_back_once(admin: Admin, rig:
     entries = (await admin.done("GET", f"/accounts/{account_id}/credits"))["data"]
     assert (entries[-1]["kind"], entries[-1]["amount_usd"]) == ("expiry", f"-{left}")
     assert (entries[-1]["about_id"], entries[-1]["actor"]) == (promotion["id"], "relay")
+
+
+async def test_a_promotion_waits_for_what_began_before_its_end(admin: Admin, rig: Rig) -> None:
+    """However late it is settled: it may take an hour, or accounting is behind, or its gateway's spool is."""
+    account_id = await admin.new_account("10")
+    api_key = await admin.done("POST", f"/accounts/{account_id}/keys", json={"name": "k"})
+    ends = clock.utc_now() + timedelta(seconds=1.5)
+    body = {"amount_usd": "1", "reason": "trial", "kind": "promotion", "expires_at": ends.isoformat()}
+    await admin.done("POST", f"/accounts/{account_id}/credits", json=body)
+    event = recorded(account_id, 100, key_id=api_key["id"])
+    admission = Admission(
+        request_id=event.request_id,
+        account_id=account_id,
+        key_id=api_key["id"],
+        address=LOCALHOST,
+        models=("claude-sonnet-4-6",),
+        input_tokens=1,
+        hold_nanos=1,
+        memo=b"{}",
+    )
+    assert isinstance(await Leases(rig.redis).admit(admission), Granted)
+    await asyncio.sleep(max((ends - clock.utc_now()).total_seconds(), 0) + 0.05)
+    await until(lambda: _archived_credits(rig, account_id, 2))
+    await PromotionsEnd(admin.context, settled_after_ms=0).run()
+    assert (await admin.balance(account_id))["granted_usd"] == "11.00"
+    await rig.publish([event])
+    await until(lambda: _rows(rig, account_id, 1))
+
+    async def settled() -> bool:
+        return (await admin.balance(account_id))["spent_usd"] != "0.00"
+
+    await until(settled)
+    await PromotionsEnd(admin.context, settled_after_ms=0).run()
+    granted = money.format_usd(10 * 10**9 + 100 * ONE_TOKEN_NANOS)
+    assert (await admin.balance(account_id))["granted_usd"] == granted
+
+
+class Counting(Ledger):
+    """Counts what is asked about one account."""
+
+    account_id = ""
+    asked = 0
+
+    async def query(self, sql: str, parameters: dict[str, Any]) -> list[Row]:
+        self.asked += parameters.get("account_id") == self.account_id
+        return await super().query(sql, parameters)
+
+
+async def test_a_promotion_that_was_spent_is_not_looked_at_for_ever(admin: Admin, rig: Rig) -> None:
+    """Nothing is taken back, so no entry says that it has ended."""
+    account_id = await admin.new_account("10")
+    ends = clock.utc_now() + timedelta(seconds=1)
+    body = {"amount_usd": "0.000001", "reason": "trial", "kind": "promotion", "expires_at": ends.isoformat()}
+    await admin.done("POST", f"/accounts/{account_id}/credits", json=body)
+    await rig.publish([recorded(account_id)])
+    await until(lambda: _rows(rig, account_id, 1))
+    await until(lambda: _archived_credits(rig, account_id, 2))
+    await asyncio.sleep(max((ends - clock.utc_now()).total_seconds(), 0) + 0.05)
+    ledger = Counting(rig.config.clickhouse_url)
+    ledger.account_id = account_id
+    chore = PromotionsEnd(msgspec.structs.replace(admin.context, ledger=ledger), settled_after_ms=0)
+    await chore.run()
+    asked = ledger.asked
+    assert asked >= 2
+    await chore.run()
+    assert ledger.asked == asked
+    await ledger.close()
 
 
 async def _archived_credits(rig: Rig, account_id: str, count: int) -> bool:

@@ -144,3 +144,15 @@ async def test_the_draft_is_one_and_fresh_ones_begin_with_the_last_book(admin: A
     found = await books.all_books(admin.context.control)
     draft, _ = await books.draft(admin.context.control)
     assert draft.base_version == found[-1].version and draft.id == books.DRAFT_ID
+
+
+async def test_books_published_in_one_second_have_versions_of_their_own(admin: Admin, rig: Rig) -> None:
+    """Of two under one version only the first would ever count."""
+    made = []
+    for number in range(1, 5):
+        await admin.done("PUT", f"{DRAFT}/models/claude-{ids.uuid7_hex()[-12:]}", json=row())
+        at = (clock.utc_now() + timedelta(seconds=LEAD_S + number / 5)).isoformat()
+        made.append(await admin.done("POST", f"{DRAFT}/publish", json={"note": "n", "effective_at": at}))
+    versions = [one["version"] for one in made]
+    assert len(set(versions)) == 4
+    assert all(await rig.redis.hmget(rediskeys.price_books(), versions))

@@ -7,7 +7,7 @@ if not string.match(ARGV[2], '^%-?%d+$') or #ARGV[2] > 17 then return redis.erro
 local balance = redis.call('HGET', KEYS[1], 'balance')
 if not balance then return {'MISSING'} end
 if redis.call('HEXISTS', KEYS[2], ARGV[1]) == 1 then return {'DUPLICATE'} end
--- the limit is below 2^53, so the comparison is exact where it says yes
+-- a balance's limit is below 2^53, so the comparison is exact where it says yes; a rebuild's is far beyond, and need not be
 local sum, limit = tonumber(balance) + tonumber(ARGV[2]), tonumber(ARGV[3])
 if sum > limit or sum < -limit then return {'OVER', balance} end
 redis.call('HINCRBY', KEYS[1], 'balance', ARGV[2])

@@ -164,17 +164,19 @@ async def redeem(context: Context, call: Call) -> Response:
     name = code_id(body.code)
     credit_id = ids.derived_id("cred", "redemption", name, account.id)
     if (done := await context.control.find(Credit, credit_id)) is not None:
-        return await _answered(context, call, done.entity)
+        return _answered(done.entity)
     for _ in range(_TRIES_MAX):  # a code of many uses is redeemed by many at once
         try:
-            return await _answered(context, call, await _redeemed(context, call, account, name, credit_id))
+            credit = await _redeemed(context, call, account, name, credit_id)
+            await context.sessions.forget_tries("redeem", call.account_id)
+            return _answered(credit)
         except (
             Conflict,
             Missing,
             Unprocessable,
         ) as problem:  # its own twin, sent at the same time, may have used the code up
             if (done := await context.control.find(Credit, credit_id)) is not None:
-                return await _answered(context, call, done.entity)
+                return _answered(done.entity)
             if not isinstance(problem, Conflict):
                 raise
     raise Conflict("Many redeem this code just now. Try again.")
@@ -204,8 +206,7 @@ async def _redeemed(context: Context, call: Call, account: Account, name: str, c
     return credit
 
 
-async def _answered(context: Context, call: Call, credit: Credit) -> Response:
-    await context.sessions.forget_tries("redeem", call.account_id)
+def _answered(credit: Credit) -> Response:
     expires_at = None if credit.expires_at_ms is None else time_of(credit.expires_at_ms)
     amount = money.format_usd(credit.amount_nanos)
     return respond(Redeemed(credit_id=credit.id, amount_usd=amount, expires_at=expires_at), 201)

@@ -1,5 +1,6 @@
 """Price books: published ones, which are never edited, and the draft of the next: draft, diff, publish with a time."""
 
+from itertools import chain, count
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -169,7 +170,7 @@ async def publish(context: Context, call: Call) -> Response:
         raise Conflict(f"{found[-1].version} was published since the draft was begun. Discard it, and begin anew.")
     if not book_drafts.differences(found[-1].text, draft.text):
         raise Conflict("The draft changes nothing.")
-    version = clock.utc_now().strftime("%Y-%m-%d.%H%M%S")
+    version = _new_version(found)
     try:
         text = book_drafts.named(draft.text, version)
     except ValueError as error:
@@ -192,6 +193,16 @@ async def publish(context: Context, call: Call) -> Response:
             raise
         book = first
     return respond(_published(book), 201)
+
+
+def _new_version(found: list[books.Book]) -> str:
+    """The time, and a number if a book was published in this second already: of two under one version only the first counts.
+
+    Nobody else can publish meanwhile: the draft would have changed.
+    """
+    version, taken = clock.utc_now().strftime("%Y-%m-%d.%H%M%S"), {one.version for one in found}
+    names = chain([version], (f"{version}.{number}" for number in count(2)))
+    return next(name for name in names if name not in taken)
 
 
 def _effective_at_ms(context: Context, body: Publication, found: list[books.Book]) -> int:

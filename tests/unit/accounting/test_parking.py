@@ -38,6 +38,8 @@ class Dlq(JetStreamContext):
     [
         ("poison", 4, DAY_S, False),
         ("poison", 5, 0, True),
+        ("book", 5, DAY_S - 1, False),
+        ("book", 5, DAY_S, True),
         ("account", 5, DAY_S - 1, False),
         ("account", 4, DAY_S * 2, False),
         ("account", 5, DAY_S, True),

@@ -77,8 +77,6 @@ async def test_what_is_free_costs_nothing_and_has_its_row() -> None:
 
 POISON: list[dict[str, Any]] = [
     {"model_answered": "claude-unheard-of"},
-    {"price_book_version": "1999-01-01"},
-    {"price_book_version": "../secrets"},
     {"usage": {"input_tokens": -1}},
     {"usage": {"input_tokens": "many"}},
     {"usage": {"input_tokens": 10**18}},
@@ -104,6 +102,15 @@ async def test_poison_does_not_touch_its_neighbours(changes: dict[str, Any]) -> 
     assert (unsettled.position, unsettled.event, unsettled.patience) == (1, poison, "poison")
     assert unsettled.reason
     assert rig.agree() == 2 * ONE_TOKEN_NANOS
+
+
+@pytest.mark.parametrize("version", ["1999-01-01", "../secrets"])
+async def test_an_unknown_price_book_is_waited_for(version: str) -> None:
+    """A worker that is older than the gateway, or a Redis that has lost its books, is no fault of the event."""
+    rig = Rig()
+    (unsettled,) = await rig.settle(recorded(price_book_version=version), recorded())
+    assert (unsettled.position, unsettled.patience) == (0, "book")
+    assert rig.agree() == ONE_TOKEN_NANOS
 
 
 async def test_an_unknown_account_keeps_only_its_own_event() -> None:
