@@ -9,7 +9,7 @@ from typing import Final
 
 from libs.relayctl import config, options, parser, text
 from libs.relayctl.commands import HAND_MADE, HandMade
-from libs.relayctl.failures import DONE, INTERRUPTED, PIPE_CLOSED, Failure, Misuse
+from libs.relayctl.failures import DONE, INTERRUPTED, PIPE_CLOSED, Failure, Misuse, Trouble
 from libs.relayctl.parser import Parser
 from libs.relayctl.session import Session
 from libs.relayctl.table import Command, Table
@@ -33,9 +33,12 @@ def main(arguments: Sequence[str]) -> int:
         return failure.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the interpreter's own flush is quiet
-        return PIPE_CLOSED
+        if isinstance(error, BrokenPipeError):
+            return PIPE_CLOSED
+        sys.stderr.write(f"relayctl: standard output cannot be written: {error.strerror or type(error).__name__}\n")
+        return Trouble.exit_code
     return code
 
 

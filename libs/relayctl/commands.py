@@ -51,7 +51,10 @@ def login(session: Session, arguments: Namespace) -> int:
         session.client.hide(password)
         sent = msgspec.json.encode({"email": email, "password": password})
         answer = _answer(session, SIGN_IN, body=sent)
-        kept = _context(session, str(answer["token"]), answer)
+        token = answer.get("token")
+        if not isinstance(token, str) or not config.is_token(token):
+            raise Trouble("the server's answer has no token: it is older or newer than this relayctl")
+        kept = _context(session, token, answer)
     settings = session.settings
     config.save(settings.config_file, settings.contexts.with_context(settings.context, kept))
     until = f" until {kept.expires_at}" if kept.expires_at else ""
@@ -151,7 +154,10 @@ def _answer(
 ) -> dict[str, Any]:
     command = _command(session, operation_id)
     with session.client.open(command.method, command.path, body=body, headers=headers) as response:
-        return dict(decoded(session.client.read(response)))
+        answer = decoded(session.client.read(response))
+    if not isinstance(answer, dict):
+        raise Trouble("the server's answer is no JSON object: it is older or newer than this relayctl")
+    return answer
 
 
 def print_line(words: str) -> None:

@@ -167,4 +167,4 @@ def _short(words: str) -> str:
     """Long words cut, but for those without a space: an id or a secret is of no use without its end."""
     if text.width(words) <= _CELL_WIDTH_MAX or " " not in words:
         return words
-    return words[: _CELL_WIDTH_MAX - 1].rstrip() + "…"
+    return text.cut(words, _CELL_WIDTH_MAX - 1).rstrip() + "…"

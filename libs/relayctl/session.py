@@ -99,7 +99,8 @@ class Session:
         if arguments.json:
             sink.write(data if data.endswith(b"\n") else data + b"\n")
         elif command.is_list:
-            output.items_writer(sink, arguments.columns or command.columns)(decoded(data).get("data", []))
+            items = [msgspec.json.decode(item) for item in _items(_raw(data))]
+            output.items_writer(sink, arguments.columns or command.columns)(items)
         else:
             output.write_one(sink, decoded(data), etag=etag)
 

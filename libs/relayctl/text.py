@@ -7,6 +7,9 @@ from typing import Final
 
 _SECRET: Final = re.compile(r"\b(sk-[a-z]{2,4}-|rs[st]_|rli_)[\w.-]{12,}")
 _STRUCK_OUT: Final = "[secret]"
+_TURNING: Final = "\u202a\u202b\u202d\u202e\u2066\u2067\u2068"
+"""What makes a line read the other way round."""
+_NO_WIDTH: Final = frozenset({"Mn", "Me", "Cf"})
 
 
 def plain(text: str) -> str:
@@ -15,9 +18,7 @@ def plain(text: str) -> str:
 
 
 def _is_harmless(character: str) -> bool:
-    return (
-        unicodedata.category(character) not in {"Cc", "Cs", "Zl", "Zp"} and character not in "\u202a\u202b\u202d\u202e"
-    )
+    return unicodedata.category(character) not in {"Cc", "Cs", "Zl", "Zp"} and character not in _TURNING
 
 
 def without_secrets(text: str, known: Iterable[str]) -> str:
@@ -30,9 +31,23 @@ def without_secrets(text: str, known: Iterable[str]) -> str:
 
 def width(text: str) -> int:
     """How many columns of a terminal it takes."""
-    return sum(
-        0 if unicodedata.combining(one) else 2 if unicodedata.east_asian_width(one) in "WF" else 1 for one in text
-    )
+    return sum(map(_width, text))
+
+
+def cut(text: str, columns: int) -> str:
+    """As much of its beginning as fits."""
+    taken = 0
+    for number, one in enumerate(text):
+        taken += _width(one)
+        if taken > columns:
+            return text[:number]
+    return text
+
+
+def _width(character: str) -> int:
+    if unicodedata.category(character) in _NO_WIDTH:
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
 def aligned(cells: Sequence[str], widths: Sequence[int]) -> str:

@@ -16,14 +16,14 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.client import JetStreamContext
 
 from libs.common import clock, events, subjects
-from libs.common.events import ControlChanged, Entity
+from libs.common.events import Account, ControlChanged, Entity
 from services.admin.ledger import Ledger, Row
 
 _BATCH: Final = 500
 _FETCH_S: Final = 5.0
 _FORGOTTEN_S: Final = 60.0
 _ARCHIVED: Final = """
-SELECT sequence, sha256, entity, actor, reason, time, address, previous FROM control FINAL
+SELECT sequence, sha256, kind, entity_id, account_id, entity, actor, reason, time, address, previous FROM control FINAL
 WHERE sequence BETWEEN {first:UInt64} AND {last:UInt64}
 """
 _NEWEST: Final = "SELECT max(sequence) AS newest FROM control FINAL"
@@ -108,7 +108,11 @@ def _is_told(row: Row, change: ControlChanged) -> bool:
         is_same = _entity.decode(row["entity"]) == change.entity
     except _UNREADABLE:
         return False
+    entity = change.entity
+    account_id = entity.id if isinstance(entity, Account) else getattr(entity, "account_id", "")
+    whose = (str(entity.__struct_config__.tag), entity.id, account_id)
     told = (row["actor"], row["reason"], row["address"], row["previous"], clock.to_unix_ms(row["time"]))
+    is_same = is_same and whose == (row["kind"], row["entity_id"], row["account_id"])
     return is_same and told == (change.actor, change.reason, change.address, change.previous, change.at_ms)
 
 

@@ -4,15 +4,18 @@
 2  It is sent, under the id of the delivery.
 3  What came of it is noted.
 Whoever dies between 2 and 3 leaves a delivery that is sent again, under the same id, when its next try is due: at least once, and
-receivers that drop repeated ids see it once.
+receivers that drop repeated ids see it once. Accounts are served side by side: whose receivers are slow waits for himself alone.
 """
 
 import asyncio
 import logging
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Final
 
 from libs.common import clock, failpoints
 from libs.common.entities import AlertRule, Channel, Delivery, Incident
+from libs.common.runtime import spawn
 from libs.common.sealing import SecretsKeyMissing
 from services.admin import deliveries, targets
 from services.admin.control import By
@@ -23,7 +26,11 @@ from services.admin.resource import Context
 
 _log: Final = logging.getLogger("relay.outbox")
 _BY: Final = By(actor="relay", address="", reason="notices")
-_AT_ONCE: Final = 20
+_AT_ONCE: Final = 5
+"""Incidents of an account: each has at most twenty channels."""
+_ACCOUNTS_AT_ONCE: Final = 50
+_LOOK_S: Final = 2.0
+"""While some are waited for."""
 _NOTE_TRIES: Final = 5
 _GONE: Final = Result("The channel was deleted.", retryable=False)
 _FAILED: Final = Result("The relay failed to send it; its log says why.")
@@ -38,8 +45,36 @@ class Outbox:
 
     async def run(self) -> None:
         """Send what is due. Raises Unavailable."""
-        now_ms = clock.unix_ms()
-        names = [one.id for one in self._context.mirror.all(Incident) if deliveries.due(one, now_ms)]
+        running: dict[str, asyncio.Task[None]] = {}
+        failed: list[asyncio.Task[None]] = []
+        try:
+            while True:
+                for account_id, names in self._due().items():
+                    if account_id not in running and len(running) < _ACCOUNTS_AT_ONCE:
+                        running[account_id] = spawn(self._send_some(names), name="notices of an account")
+                if not running:
+                    return
+                ended, left = await asyncio.wait(running.values(), timeout=_LOOK_S)
+                failed += [task for task in ended if task.exception()]
+                if not left:
+                    break
+                running = {account_id: task for account_id, task in running.items() if task in left}
+        finally:
+            for task in running.values():
+                task.cancel()
+            await asyncio.gather(*running.values(), return_exceptions=True)
+        for task in failed:
+            task.result()
+
+    def _due(self) -> dict[str, list[str]]:
+        """Incidents by account; the relay itself has its own place."""
+        now_ms, found = clock.unix_ms(), defaultdict[str, list[str]](list)
+        for one in self._context.mirror.all(Incident):
+            if deliveries.due(one, now_ms):
+                found[one.account_id].append(one.id)
+        return found
+
+    async def _send_some(self, names: Sequence[str]) -> None:
         for start in range(0, len(names), _AT_ONCE):
             await asyncio.gather(*(self._send_all(name) for name in names[start : start + _AT_ONCE]))
 

@@ -78,7 +78,7 @@ class UsageEngine:
         plan = usage_query.plan(query, clock.unix_ms(), everything=True)
         shape = _Shape(query, plan)
         missing = list(shape.labels) if query.group == (query.time,) and query.time else []
-        nothing = metrics_of(query, added((), len(plan.sums)))
+        nothing = nothing_of(query)
         async for row in self._ledger.stream(plan.sql, plan.parameters):
             while missing and missing[0] <= int(row[0]):
                 start_s = missing.pop(0)
@@ -90,7 +90,7 @@ class UsageEngine:
 
     async def _totals(self, query: Query, span: Range) -> Figures:
         if not 0 <= span[0] < span[1]:
-            return metrics_of(query, added((), len(usage_query.sums_of(query.metrics))))
+            return nothing_of(query)
         before = msgspec.structs.replace(query, from_ms=span[0], to_ms=span[1], group=(), previous=False)
         return (await self.ask(before)).totals
 
@@ -102,6 +102,11 @@ def metrics_of(query: Query, sums: Sums) -> Figures:
         total_us, count = found["first_byte_us"] or 0, found["first_bytes"] or 0
         found["first_byte_ms"] = (2 * total_us + 1000 * count) // (2000 * count) if count else None
     return found
+
+
+def nothing_of(query: Query) -> Figures:
+    """The metrics of no request."""
+    return metrics_of(query, added((), len(usage_query.sums_of(query.metrics))))
 
 
 def added(lines: Iterable[Sums], width: int) -> Sums:

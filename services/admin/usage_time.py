@@ -52,7 +52,7 @@ def buckets(unit: str, span: Range, zone: str) -> list[Bucket]:
     for start_s, offset_s in _starts(unit, from_s - _BEFORE_S[unit], to_s, zone):
         label = _label(unit, start_s, offset_s)
         if unit != "month" or not found or found[-1].label != label:
-            found.append(Bucket(start_s, label))
+            found.append(Bucket(max(start_s, 0), label))
     first = max(index for index, bucket in enumerate(found) if bucket.start_s <= from_s)
     if len(found) - first > BUCKETS_MAX:
         raise ValueError(f"more than {BUCKETS_MAX} times: choose a shorter range or longer steps")

@@ -8,11 +8,12 @@ import msgspec
 import pytest
 
 from libs.common import clock, streams
-from libs.common.events import Account, ControlChanged
+from libs.common.events import Account, ApiKey, ControlChanged
 from libs.localstack.process import free_port
 from libs.localstack.stores import start_nats
 from services.admin import audit_chain
-from services.admin.ledger import Ledger
+from services.admin.ledger import Ledger, Row
+from services.admin.problems import Unavailable
 from tests.integration.accounting_rig import Rig, until
 from tests.integration.admin_people import signed_in
 from tests.integration.admin_rig import Admin
@@ -152,6 +153,37 @@ async def test_a_change_that_was_put_in_from_outside_shows(admin: Admin, rig: Ri
     finally:
         await ledger.close()
         await streams.close(broker)
+
+
+async def test_a_search_does_not_find_what_is_not_shown(admin: Admin, rig: Rig) -> None:
+    """Else whoever may search could guess a hash sign by sign."""
+    account_id = await admin.new_account(None)
+    name = 'sha256 of a "word"'
+    key = await admin.done("POST", f"/accounts/{account_id}/keys", json={"name": name})
+    found = await admin.context.control.find(ApiKey, key["id"])
+    assert found is not None
+    path = f"/accounts/{account_id}/audit"
+
+    async def hits(text: str) -> int:
+        return len((await admin.done("GET", path, params={"text": text}))["data"])
+
+    async def there() -> bool:
+        return await hits(key["id"]) == 1
+
+    await until(there)
+    assert await hits("sha256 of a") == 1
+    for hidden in (found.entity.sha256, found.entity.sha256[:8], f'"sha256":"{found.entity.sha256[:1]}'):
+        assert await hits(hidden) == 0, hidden
+
+
+async def test_an_export_that_cannot_begin_is_a_problem(admin: Admin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the beginning of an answer that breaks off."""
+
+    async def away(sql: str, parameters: object) -> list[Row]:
+        raise Unavailable("away")
+
+    monkeypatch.setattr(admin.context.ledger, "query", away)
+    await admin.refused("GET", "/audit/export", 503)
 
 
 async def test_a_change_from_outside_that_names_none_before_shows(admin: Admin, rig: Rig) -> None:

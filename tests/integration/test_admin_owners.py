@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.integration.accounting_rig import Rig, until
-from tests.integration.admin_people import admin_from, forget_tries, signed_in
+from tests.integration.admin_people import admin_from, signed_in
 from tests.integration.admin_rig import Admin
 
 pytestmark = pytest.mark.anyio
@@ -20,7 +20,6 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="module")
 async def replicas(nats_url: str, redis_url: str, clickhouse_url: str) -> AsyncIterator[tuple[Admin, Admin]]:
     async with Rig.over(nats_url, redis_url, clickhouse_url) as rig:
-        await forget_tries(rig.redis)
         async with admin_from(rig, "127.0.1.21") as one, admin_from(rig, "127.0.1.22") as other:
             yield one, other
 

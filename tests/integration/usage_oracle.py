@@ -10,7 +10,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 TIMES = {"hour", "day", "month"}
-COUNTED_REASONS = {"requests", "input", "output", "in_flight", "budget", "budget_held", "balance_held"}
+COUNTED_REASONS = {"requests", "input", "output", "free", "in_flight", "budget", "budget_held", "balance_held"}
 NAMES = {"model": "model_answered", "key": "key_id", "member": "member_id", "account": "account_id"}
 Line = dict[str, Any]
 

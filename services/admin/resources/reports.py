@@ -19,6 +19,8 @@ from services.admin.resources.times import query_ms
 _WIDTHS_MS: Final = {"1m": 60_000, "1h": 3_600_000, "1d": 86_400_000}
 _BUCKETS: Final = {"1m": (60, 1440), "1h": (24, 168), "1d": (7, 31)}
 """How many of a page: if not said, and at most."""
+_VALUES_MAX: Final = 1_000
+"""Of a filter."""
 _NANOS_PER_CENT: Final = 10_000_000
 _CONTEXT: Final = (
     "if(arraySum((c, q) -> if(c IN ('input', 'cache_read', 'cache_write_5m', 'cache_write_1h'), q, 0), line_classes,"
@@ -46,6 +48,13 @@ _FILTERS: Final = {
     "context_window": "context_window",
     "inference_geos": "inference_geo",
 }
+_NO_DETAILS: Final = "empty(line_amounts_nanos) AND total_nanos != 0"
+_LINES: Final = (
+    f"ARRAY JOIN if({_NO_DETAILS}, [toString(model_answered)], arrayMap(one -> toString(one), line_models)) AS line_model,"
+    f" if({_NO_DETAILS}, [''], if(empty(line_amounts_nanos), [], arrayMap(one -> toString(one), line_classes))) AS line_class,"
+    f" if({_NO_DETAILS}, [total_nanos], line_amounts_nanos) AS line_amount"
+)
+"""Of a row whose details are no longer kept (migrate.py), the total is one line of no class."""
 _TOKEN_TYPES: Final = {
     "input": "uncached_input_tokens",
     "output": "output_tokens",
@@ -159,14 +168,14 @@ async def usage(context: Context, call: Call) -> Response:
     page = _page(call, call.query_params.get("bucket_width", "1d"))
     groups = _chosen(call, "group_by", _GROUPS)
     where, parameters = _bounds(call, page)
-    columns = "".join(f", toString({_GROUPS[name]}) AS {name}" for name in groups)
+    columns = "".join(f", toString({_GROUPS[name]}) AS by_{name}" for name in groups)
     sums = "".join(
         f", sum(arraySum((c, q) -> if(c = '{name}', q, 0), line_classes, line_quantities)) AS sum_{name}"
         for name in (*_TOKEN_TYPES, "web_search")
     )
     rows = await context.ledger.query(
         f"SELECT intDiv(toUnixTimestamp64Milli(time), {{width:Int64}}) * {{width:Int64}} AS start{columns}{sums}"  # noqa: S608
-        f" FROM usage FINAL WHERE {where} GROUP BY start{''.join(f', {name}' for name in groups)} ORDER BY ALL",
+        f" FROM usage FINAL WHERE {where} GROUP BY start{''.join(f', by_{name}' for name in groups)} ORDER BY ALL",
         parameters,
     )
     by_start = _by_start(rows)
@@ -190,9 +199,7 @@ async def cost(context: Context, call: Call) -> Response:
         columns += f", {_TIER} AS service_tier, {_CONTEXT} AS context_window"
     rows = await context.ledger.query(
         f"SELECT intDiv(toUnixTimestamp64Milli(time), {{width:Int64}}) * {{width:Int64}} AS start{columns},"  # noqa: S608
-        " sum(toInt128(line_amount)) AS nanos FROM usage FINAL ARRAY JOIN line_models AS line_model,"
-        " line_classes AS line_class, line_amounts_nanos AS line_amount"
-        f" WHERE {where} GROUP BY ALL ORDER BY ALL",
+        f" sum(toInt128(line_amount)) AS nanos FROM usage FINAL {_LINES} WHERE {where} GROUP BY ALL ORDER BY ALL",
         parameters,
     )
     buckets = [
@@ -212,7 +219,7 @@ def _page(call: Call, width: str) -> _Page:
     start_ms = query_ms("starting_at", asked["starting_at"]) // width_ms * width_ms
     end_ms = query_ms("ending_at", asked["ending_at"]) if "ending_at" in asked else clock.unix_ms()
     if "page" in asked:
-        start_ms = max(start_ms, _page_start(asked["page"]))
+        start_ms = max(start_ms, _page_start(asked["page"]) // width_ms * width_ms)
     if end_ms <= start_ms:
         raise BadInput("ending_at must be later than starting_at.")
     default, most = _BUCKETS[width]
@@ -251,9 +258,11 @@ def _bounds(call: Call, page: _Page) -> tuple[str, dict[str, Any]]:
         parameters["own"] = call.principal.account_id
     for name, group in _FILTERS.items():
         values = [*call.query_params.getlist(name), *call.query_params.getlist(f"{name}[]")]
+        if len(values) > _VALUES_MAX:
+            raise BadInput(f"{name}: at most {_VALUES_MAX} values.")
         if values:
             where.append(f"toString({_GROUPS[group]}) IN {{{name}:Array(String)}}")
-            parameters[name] = values[:1000]
+            parameters[name] = values
     return " AND ".join(where), parameters
 
 
@@ -279,7 +288,7 @@ def _usage_result(row: Row, groups: Sequence[str]) -> UsageResult:
         cache_read_input_tokens=int(row["sum_cache_read"]),
         output_tokens=int(row["sum_output"]),
         server_tool_use=ServerTools(int(row["sum_web_search"])),
-        **{name: (row[name] or None) if name in groups else None for name in _GROUPS},
+        **{name: (row[f"by_{name}"] or None) if name in groups else None for name in _GROUPS},
     )
 
 
@@ -288,7 +297,7 @@ def _cost_result(row: Row) -> CostResult:
     description, token_type = None, None
     if price_class is not None:
         token_type = _TOKEN_TYPES.get(price_class)
-        description = f"{model} Usage - {price_class.replace('_', ' ')}"
+        description = " - ".join(filter(None, (f"{model} Usage", price_class.replace("_", " "))))
     return CostResult(
         amount=_cents(int(row["nanos"])),
         currency="USD",

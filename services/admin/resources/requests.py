@@ -197,7 +197,7 @@ def _view(row: Row, names: Names) -> RequestView:
     plain = {name: row[name] for name in RequestView.__struct_fields__ if name in row}
     plain |= {
         "time": time_of(ids.id_time_ms(row["request_id"])),
-        "usage": msgspec.json.decode(row["usage"]),
+        "usage": msgspec.json.decode(row["usage"] or "{}"),  # empty: details are no longer kept
         "lines": lines,
         "attempts": attempts,
         "total_usd": money.format_usd(row["total_nanos"]),

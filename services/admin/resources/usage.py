@@ -17,7 +17,7 @@ from services.admin.resource import Call, Context, Operation, is_id, respond, ti
 from services.admin.resources.accounts import check_time_zone, find_account
 from services.admin.resources.times import query_ms
 from services.admin.tables import Amount
-from services.admin.usage_engine import Figures, Group, TooMuch, UsageEngine
+from services.admin.usage_engine import Figures, Group, TooMuch, UsageEngine, nothing_of
 from services.admin.usage_query import FILTERS, GROUPS, METRICS, Query
 
 _DAYS_DEFAULT: Final = 30
@@ -195,18 +195,20 @@ def _names(context: Context, values: Mapping[str, str]) -> dict[str, str]:
 
 async def _lines(context: Context, engine: UsageEngine, query: Query, *, is_csv: bool) -> AsyncIterator[str]:
     """All of it: nothing is cut off, and where it breaks off, the answer does too."""
-    begun = False
+    named = [name for name in query.group if name in _KINDS]
+    head = tables.csv_line([*query.group, *(f"{name}_name" for name in named), *_metrics(nothing_of(query))])
     async for one in engine.export(query):
         shown = _group(context, query, one)
         if not is_csv:
             yield tables.ndjson_line(shown)
             continue
-        named = [name for name in query.group if name in _KINDS]
-        if not begun:
-            yield tables.csv_line([*query.group, *(f"{name}_name" for name in named), *shown.metrics])
-            begun = True
+        if head:
+            yield head
+            head = ""
         numbers = [Amount(value) if isinstance(value, str) else value for value in shown.metrics.values()]
         yield tables.csv_line([*shown.values.values(), *(shown.names.get(name, "") for name in named), *numbers])
+    if is_csv and head:
+        yield head  # a table without lines is a table
 
 
 async def _streamed(lines: AsyncIterator[str], media_type: str, name: str) -> Response:

@@ -1,13 +1,14 @@
 """One turn of the outbox without stores: what is noted when others write the incident too, and when a sender breaks."""
 
+import asyncio
 from typing import Any
 
 import msgspec
 import pytest
 
-from libs.common import clock
+from libs.common import clock, runtime
 from libs.common.entities import Channel, Incident
-from services.admin import deliveries, targets
+from services.admin import deliveries, outbox, targets
 from services.admin.control import By, Found, Put
 from services.admin.notices import ChannelTarget, Notice
 from services.admin.outbox import Outbox
@@ -39,10 +40,16 @@ class Sent(Senders):
     def __init__(self) -> None:
         super().__init__(SenderSettings())
         self.ids: list[str] = []
+        self.accounts: list[str] = []
         self.breaks_at = ""
+        self.slow_for = "nobody"
+        self.over = asyncio.Event()
 
     async def send(self, channel: ChannelTarget, notice: Notice) -> None:
         self.ids.append(notice.id)
+        self.accounts.append(notice.account_id)
+        if notice.account_id == self.slow_for:
+            await self.over.wait()
         if channel.address.endswith(self.breaks_at or "?"):
             raise ZeroDivisionError
 
@@ -68,6 +75,13 @@ class Case:
         )  # fmt: skip
         await self.control.put(incident, over=None, by=BY)
         self.control.puts = 0
+
+    async def add(self, incident_id: str, account_id: str) -> None:
+        found = await self.control.find(Incident, "inc_1")
+        assert found is not None
+        told = deliveries.to(incident_id, ["chan_a"], "opened")
+        more = msgspec.structs.replace(found.entity, id=incident_id, account_id=account_id, deliveries=told)
+        await self.control.put(more, over=None, by=BY)
 
     def statuses(self) -> list[tuple[str, int]]:
         incident = self.control.mirror.get(Incident, "inc_1")
@@ -113,3 +127,32 @@ async def test_one_that_breaks_does_not_hold_up_the_other(case: Case) -> None:
     case.sent.breaks_at = "chan_a@example.com"
     await case.outbox.run()
     assert case.statuses() == [("pending", 1), ("delivered", 1)]
+
+
+async def test_slow_receivers_of_an_account_hold_up_nobody_else(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither what is due with them, nor what comes while they are waited for."""
+    monkeypatch.setattr(outbox, "_LOOK_S", 0.01)
+    case.sent.slow_for = "acct_slow"
+    for number in range(100):
+        await case.add(f"inc_0{number}", "acct_slow")
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        turn = group.create_task(case.outbox.run())
+        while case.statuses() != [("delivered", 1)] * 2:
+            await asyncio.sleep(0.01)
+        await case.add("inc_2", "acct_late")
+        while "acct_late" not in case.sent.accounts:
+            await asyncio.sleep(0.01)
+        assert not turn.done() and case.sent.accounts.count("acct_slow") < 100
+        case.sent.over.set()
+    assert case.sent.accounts.count("acct_slow") == len(set(case.sent.ids)) - 3 == 100
+
+
+async def test_a_turn_that_is_cancelled_leaves_nothing_running(case: Case) -> None:
+    case.sent.slow_for = "acct_slow"
+    await case.add("inc_2", "acct_slow")
+    turn = asyncio.get_running_loop().create_task(case.outbox.run())
+    while "acct_slow" not in case.sent.accounts:
+        await asyncio.sleep(0.01)
+    turn.cancel()
+    await asyncio.gather(turn, return_exceptions=True)
+    assert runtime.running() == []

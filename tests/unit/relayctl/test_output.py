@@ -34,6 +34,20 @@ def test_sentences_are_cut_and_ids_are_not() -> None:
     assert key == "k" * 100
 
 
+def test_wide_sentences_are_cut_at_the_same_width() -> None:
+    (_, sentence) = shown(["a"], [{"a": "漢字 " * 40}])
+    assert 46 <= text.width(sentence) <= 48 and sentence.endswith("…")
+
+
+@pytest.mark.parametrize("sign", ["\u2066", "\u2067", "\u2068", "\u202e", "\x1b", "\u2028"])
+def test_nothing_turns_a_line_around(sign: str) -> None:
+    assert text.plain(f"a{sign}b") == f"a{sign.encode('unicode_escape').decode()}b"
+
+
+def test_what_has_no_width_takes_none() -> None:
+    assert text.width("a\u200db\ufe0f\u0e31") == 2
+
+
 def test_nothing_is_a_head() -> None:
     assert shown(["a"], []) == ["A"]
 

@@ -270,3 +270,32 @@ def test_a_token_of_any_form_is_struck_out(ctl: Ctl, server: Server, monkeypatch
     monkeypatch.setenv("RELAYCTL_TOKEN", "the-operators-own")
     server.replies = [Reply(b'{"detail": "the-operators-own is bad"}', 401)]
     assert ctl("report", "show").err == "relayctl: [secret] is bad\n"
+
+
+@pytest.mark.parametrize("answer", [b"[]", b"1", b'{"data": 3}', b"null", b'{"data": [1, null]}'])
+def test_an_answer_of_another_form_is_no_crash(
+    ctl: Ctl, server: Server, answer: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server of another version, or something else at its address."""
+    for words in (("hand-carts", "list", "s"), ("hand-carts", "create", "s", "--name", "n"), ("whoami",)):
+        server.replies = [Reply(answer)] * 3
+        assert ctl(*words).code in (0, 4)
+    server.replies = [Reply(answer)] * 3
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a password\n"))
+    ended = ctl("login", "--email", "a@example.com")
+    assert ended.code == 4 and "a password" not in ended.err
+
+
+def test_a_full_disk_is_no_answer_of_the_server(server: Server, home: Path) -> None:
+    """Its code is not 1, which says that the server refused, and there is no traceback."""
+    server.replies = [page("a" * 100_000)]
+    environment = {**os.environ, "RELAYCTL_URL": server.url, "RELAYCTL_TOKEN": TOKEN, "HOME": str(home)}
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "libs.relayctl", "hand-carts", "list", "s"],
+            env=environment, stdout=full, stderr=subprocess.PIPE, timeout=60, check=False,
+        )  # fmt: skip
+    assert (ended.returncode, ended.stderr) == (
+        4,
+        b"relayctl: standard output cannot be written: No space left on device\n",
+    )
