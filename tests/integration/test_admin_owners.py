@@ -19,9 +19,12 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="module")
 async def replicas(nats_url: str, redis_url: str, clickhouse_url: str) -> AsyncIterator[tuple[Admin, Admin]]:
-    async with Rig.over(nats_url, redis_url, clickhouse_url) as rig:
-        async with admin_from(rig, "127.0.1.21") as one, admin_from(rig, "127.0.1.22") as other:
-            yield one, other
+    async with (
+        Rig.over(nats_url, redis_url, clickhouse_url) as rig,
+        admin_from(rig, "127.0.1.21") as one,
+        admin_from(rig, "127.0.1.22") as other,
+    ):
+        yield one, other
 
 
 async def test_two_owners_who_make_each_other_less_do_not_both_succeed(replicas: tuple[Admin, Admin]) -> None:
