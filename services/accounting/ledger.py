@@ -9,6 +9,7 @@ from clickhouse_connect.driver.exceptions import ClickHouseError, DataError
 
 from libs.common import clock, ids
 from libs.common.balances import Settlement
+from libs.common.events import Credit
 from services.accounting.rows import CONTROL_COLUMNS, CREDIT_COLUMNS, REFUSAL_COLUMNS, USAGE_COLUMNS, Row
 
 _CONNECT_S: Final = 5
@@ -21,6 +22,7 @@ WHERE account_id IN {accounts:Array(String)} AND time BETWEEN {first:DateTime64(
   AND request_id IN {ids:Array(String)} AND recorded_at < {recorded_before:DateTime64(3)}
 GROUP BY request_id
 """
+_HAS_CREDIT: Final = "SELECT 1 FROM credits WHERE account_id = {account:String} AND credit_id = {credit:String} LIMIT 1"
 
 
 class LedgerUnavailable(Exception):
@@ -85,6 +87,10 @@ class Ledger:
         }
         rows = await self.query(_SETTLED_BEFORE, parameters)
         return {request_id: (version, total) for request_id, version, total in rows}
+
+    async def has_credit(self, credit: Credit) -> bool:
+        """Whether it was taken: only such are archived. Raises LedgerUnavailable."""
+        return bool(await self.query(_HAS_CREDIT, {"account": credit.account_id, "credit": credit.id}))
 
     async def run(self, statement: str, parameters: dict[str, Any] | None = None) -> None:
         """Run a statement that gives no rows. Raises LedgerUnavailable."""

@@ -20,7 +20,7 @@ import logging
 import secrets
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 import nats.errors
@@ -29,7 +29,8 @@ from nats.js.client import JetStreamContext
 from nats.js.errors import APIError, NotFoundError
 
 from libs.common import clock, events, failpoints, ids, subjects
-from libs.common.events import Repair
+from libs.common.balances import CreditResult
+from libs.common.events import Credit, Repair
 from libs.common.gates import Gates, GateState
 from libs.common.metrics import Metrics
 from libs.common.scripts import StoreRefused, StoreUnavailable
@@ -47,6 +48,20 @@ _TROUBLE: Final = (StoreUnavailable, LedgerUnavailable, nats.errors.Error, APIEr
 _UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
+class Archive(UsageLedger, Protocol):
+    """What was archived."""
+
+    async def has_credit(self, credit: Credit) -> bool:
+        """Whether it was taken. Raises LedgerUnavailable."""
+
+
+class Accounts(Debits, Protocol):
+    """Where balances live."""
+
+    async def take_again(self, credit: Credit) -> CreditResult:
+        """Apply a credit that was taken before, whatever the balance is. Raises StoreUnavailable."""
+
+
 class Rewinder:
     """See the module's docstring."""
 
@@ -54,8 +69,8 @@ class Rewinder:
         self,
         gates: Gates,
         jetstream: JetStreamContext,
-        ledger: UsageLedger,
-        debits: Debits,
+        ledger: Archive,
+        debits: Accounts,
         directory: Applier,
         books: Books,
         metrics: Metrics,
@@ -198,7 +213,9 @@ class Rewinder:
             event = events.decode_control(message.data)
             if is_whole and isinstance(event.entity, Repair):
                 event = msgspec.structs.replace(event, entity=without_effect(event.entity))
-            await self._directory.apply(event, message.metadata.sequence.stream)
+            result = await self._directory.apply(event, message.metadata.sequence.stream)
+            if result == "OVER" and isinstance(event.entity, Credit) and await self._ledger.has_credit(event.entity):
+                await self._debits.take_again(event.entity)  # too much only until what was spent is debited again
         except _UNREADABLE:
             _log.debug("a change that cannot be read is passed over; it is parked")
         except StoreRefused as error:

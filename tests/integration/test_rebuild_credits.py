@@ -33,7 +33,8 @@ async def rig(tmp_path: Path, clickhouse_url: str) -> AsyncIterator[Rig]:
     nats.close()
 
 
-async def test_more_granted_in_a_life_than_may_be_held_at_once(rig: Rig) -> None:
+@pytest.mark.parametrize("by_itself", [False, True], ids=["rebuild", "a young installation"])
+async def test_more_granted_in_a_life_than_may_be_held_at_once(rig: Rig, by_itself: bool) -> None:
     account_id, spent = ids.new_account_id(), 2 * 10**9 * ONE_TOKEN_NANOS * 100
     refused = credit(account_id, 1)
 
@@ -53,6 +54,11 @@ async def test_more_granted_in_a_life_than_may_be_held_at_once(rig: Rig) -> None
         before = await rig.balance(account_id)
     assert before is not None
     await rig.redis.flushall()
+    if by_itself:
+        async with rig.worker():
+            await until(Gates(rig.redis).all_open)
+            assert await rig.balance(account_id) == before
+        return
     async with open_stores(rig.config, name="test", connect_s=10) as stores:
         code, said = await Operator(stores).run(rebuild)
     assert code == 0, said.lines

@@ -59,7 +59,6 @@ WHERE account_id = {account:String} AND recorded_at >= {horizon:DateTime64(3)}
   AND (time, request_id) > ({after:DateTime64(3)}, {after_id:String})
 ORDER BY time, request_id LIMIT {limit:UInt32}
 """
-_TAKEN: Final = "SELECT 1 FROM credits WHERE account_id = {account:String} AND credit_id = {credit:String} LIMIT 1"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -189,17 +188,11 @@ async def _apply(stores: Stores, message: Msg, change: ControlChanged) -> str:
         change = msgspec.structs.replace(change, entity=without_effect(change.entity))
     try:
         result = await stores.directory.apply(change, message.metadata.sequence.stream)
-        if result == "OVER" and isinstance(change.entity, Credit) and await _was_taken(stores, change.entity):
-            return await stores.balances.take_again(change.entity)
+        if result == "OVER" and isinstance(change.entity, Credit) and await stores.ledger.has_credit(change.entity):
+            return await stores.balances.take_again(change.entity)  # it was not too much when it came
     except StoreRefused:
         return "REFUSED"  # it was parked when it came
     return result
-
-
-async def _was_taken(stores: Stores, credit: Credit) -> bool:
-    """Whether a credit that is too much now, while nothing is debited yet, was not too much when it came."""
-    asked = {"account": credit.account_id, "credit": credit.id}
-    return bool(await stores.ledger.query(_TAKEN, asked))
 
 
 async def _restore(stores: Stores, account_id: str, horizon: datetime) -> int:
