@@ -54,7 +54,7 @@ async def admin_from(rig: Rig, address: str) -> AsyncIterator[Admin]:
     transport = httpx2.ASGITransport(app, raise_app_exceptions=False, client=(address, 1))
     client = httpx2.AsyncClient(transport=transport, base_url="http://admin", timeout=30)
     async with app.router.lifespan_context(app), client:
-        admin = Admin(client, app.state.context)
+        admin = Admin(client, app)
         await until(admin.is_ready)
         yield admin
 

@@ -8,6 +8,7 @@ from typing import Any, Final, Self
 import httpx2
 from jsonschema import Draft202012Validator
 from redis.asyncio import Redis
+from starlette.applications import Starlette
 
 from libs.common import ids, sealing
 from libs.common.config import AdminConfig
@@ -27,9 +28,10 @@ SECRETS_KEY: Final = sealing.new_key()
 class Admin:
     """Calls with the right token."""
 
-    def __init__(self, client: httpx2.AsyncClient, context: Context) -> None:
+    def __init__(self, client: httpx2.AsyncClient, app: Starlette) -> None:
         self.client = client
-        self.context = context
+        self.app = app
+        self.context: Context = app.state.context
         """What the application's handlers work with."""
 
     @classmethod
@@ -44,7 +46,7 @@ class Admin:
         transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
         client = httpx2.AsyncClient(transport=transport, base_url="http://admin", timeout=30)
         async with app.router.lifespan_context(app), client:
-            admin = cls(client, app.state.context)
+            admin = cls(client, app)
             if wait:
                 await until(admin.is_ready)
             yield admin

@@ -2,6 +2,7 @@
 
 import base64
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -61,6 +62,35 @@ async def test_costs_stay_when_details_are_no_longer_kept(admin: Admin, rig: Rig
         assert cents == 100 * 3 * ONE_TOKEN_NANOS
     receipts = await admin.done("GET", f"/accounts/{account.id}/requests", token=token)
     assert sorted(one["total_nanos"] for one in receipts["data"]) == [ONE_TOKEN_NANOS] * 3
+
+
+async def test_filters_take_both_spellings_and_leave_nothing_out(admin: Admin, rig: Rig) -> None:
+    account = await Account(admin, rig).made()
+    start = await _start(rig, account)
+    path = f"{_USAGE}?starting_at={start}&group_by=api_key_id&group_by[]=model&workspace_ids={account.id}"
+    report = await admin.done("GET", f"{path}&api_key_ids={account.keys[0]}&api_key_ids[]={account.keys[1]}")
+    assert {one["api_key_id"] for one in _results(report)} == set(account.keys)
+    evil = quote("x') OR 1=1 --")
+    report = await admin.done("GET", f"{path}&models[]={evil}")
+    assert _results(report) == []
+    many = "".join(f"&models={number}" for number in range(1001))
+    assert "models" in await admin.refused("GET", f"{path}{many}", 400)
+
+
+async def test_pages_have_every_bucket_once(admin: Admin, rig: Rig) -> None:
+    account = await Account(admin, rig).made()
+    token = await account.token()
+    start = await _start(rig, account)
+    path = f"{_USAGE}?starting_at={start}&ending_at={start[:10]}T23:59:59Z&bucket_width=1h&limit=7"
+    report = await admin.done("GET", path, token=token)
+    buckets = report["data"]
+    while report["has_more"]:
+        report = await admin.done("GET", f"{path}&page={report['next_page']}", token=token)
+        buckets += report["data"]
+    assert [one["starting_at"] for one in buckets] == [f"{start[:10]}T{hour:02}:00:00Z" for hour in range(24)]
+    assert report["next_page"] is None
+    whole = await admin.done("GET", f"{_USAGE}?starting_at={start}&bucket_width=1d", token=token)
+    assert sum(one["output_tokens"] for one in _results({"data": buckets})) == _results(whole)[0]["output_tokens"]
 
 
 async def test_a_page_that_was_made_up_loses_nothing(admin: Admin, rig: Rig) -> None:

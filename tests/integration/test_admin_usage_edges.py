@@ -1,13 +1,21 @@
 """Usage where tags, times and ranges are odd."""
 
+import asyncio
+import contextlib
 import csv
 import io
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+import httpx2
 import pytest
+import uvicorn
 
-from tests.integration.accounting_rig import Rig
-from tests.integration.admin_rig import Admin
+from libs.localstack.process import free_port
+from services.admin.ledger import Row
+from services.admin.problems import Unavailable
+from tests.integration.accounting_rig import Rig, until
+from tests.integration.admin_rig import TOKEN, Admin
 from tests.integration.test_admin_usage import Account, admin, rig
 
 pytestmark = pytest.mark.anyio
@@ -44,3 +52,54 @@ async def test_the_beginning_of_time(admin: Admin) -> None:
     for format_ in ("json", "csv"):
         query = f"group=month&zone=Europe/Berlin&from=1970-01-01&to=1970-03-01&format={format_}"
         assert (await admin.send("GET", f"/accounts/{account_id}/usage?{query}")).status_code == 200
+
+
+@contextlib.asynccontextmanager
+async def on_a_socket(admin: Admin) -> AsyncIterator[httpx2.AsyncClient]:
+    """The same application, where an answer may be cut."""
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(admin.app, port=port, lifespan="off", log_config=None))
+    serving = asyncio.get_running_loop().create_task(server.serve())
+    try:
+        await until(lambda: _true(server.started))
+        headers = {"authorization": f"Bearer {TOKEN}"}
+        async with httpx2.AsyncClient(
+            base_url=f"http://127.0.0.1:{port}/api/v1", headers=headers, trust_env=False
+        ) as client:
+            yield client
+    finally:
+        server.should_exit = True
+        await serving
+
+
+async def _true(value: bool) -> bool:
+    return value
+
+
+@pytest.mark.parametrize("path", ["/usage?group=key&format=csv", "/usage?group=key&format=ndjson", "/audit/export"])
+async def test_an_export_that_breaks_off_does_not_look_whole(
+    admin: Admin, rig: Rig, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection ends without the end of the answer."""
+    account = await Account(admin, rig).made()
+    ledger, calls = admin.context.ledger, 0
+    whole, query = ledger.stream, ledger.query
+
+    async def broken(sql: str, parameters: dict[str, Any]) -> AsyncIterator[Sequence[Any]]:
+        async for row in whole(sql, parameters):
+            yield row
+            raise Unavailable("away")
+
+    async def broken_later(sql: str, parameters: dict[str, Any]) -> list[Row]:
+        nonlocal calls
+        calls += 1
+        if calls > 2:
+            raise Unavailable("away")
+        return await query(sql, parameters)
+
+    async with on_a_socket(admin) as client:
+        assert (await client.get(f"/accounts/{account.id}{path}")).status_code == 200
+        monkeypatch.setattr(ledger, "stream", broken)
+        monkeypatch.setattr(ledger, "query", broken_later)
+        with pytest.raises(httpx2.RemoteProtocolError):
+            await client.get(f"/accounts/{account.id}{path}")

@@ -19,6 +19,8 @@ from services.admin.resources.times import query_ms
 _WIDTHS_MS: Final = {"1m": 60_000, "1h": 3_600_000, "1d": 86_400_000}
 _BUCKETS: Final = {"1m": (60, 1440), "1h": (24, 168), "1d": (7, 31)}
 """How many of a page: if not said, and at most."""
+_VALUES_MAX: Final = 1_000
+"""Of a filter."""
 _NANOS_PER_CENT: Final = 10_000_000
 _CONTEXT: Final = (
     "if(arraySum((c, q) -> if(c IN ('input', 'cache_read', 'cache_write_5m', 'cache_write_1h'), q, 0), line_classes,"
@@ -256,9 +258,11 @@ def _bounds(call: Call, page: _Page) -> tuple[str, dict[str, Any]]:
         parameters["own"] = call.principal.account_id
     for name, group in _FILTERS.items():
         values = [*call.query_params.getlist(name), *call.query_params.getlist(f"{name}[]")]
+        if len(values) > _VALUES_MAX:
+            raise BadInput(f"{name}: at most {_VALUES_MAX} values.")
         if values:
             where.append(f"toString({_GROUPS[group]}) IN {{{name}:Array(String)}}")
-            parameters[name] = values[:1000]
+            parameters[name] = values
     return " AND ".join(where), parameters
 
 
