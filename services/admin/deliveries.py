@@ -37,7 +37,7 @@ def due(incident: Incident, now_ms: int) -> list[Delivery]:
         one
         for one in incident.deliveries
         if one.status == "pending"
-        and one.next_at_ms <= now_ms
+        and not now_ms < one.next_at_ms <= now_ms + _WAITS_S[-1] * 1000  # later still: the clock was ahead
         and not (one.event == "closed" and one.channel_id in begun)
     ]
 

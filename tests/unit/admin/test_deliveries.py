@@ -104,3 +104,12 @@ def test_a_notice(event: Any, title: str, at_ms: int) -> None:
     assert (told.id, told.kind, told.title, told.at_ms) == ("ntc_1", f"alert.{event}", title, BEGAN_MS + at_ms)
     assert (told.severity, told.account_id, told.data["rule"]) == ("critical", "acct_1", "low")
     assert deliveries.notice(incident(), delivery, None).data["rule"] is None
+
+
+def test_a_clock_that_was_ahead_holds_nothing_up() -> None:
+    """A try that was claimed then is due now: no wait is so long."""
+    ahead = tried(incident("a"), BEGAN_MS + 400 * 24 * HOUR_MS, Result())
+    claimed = deliveries.claimed(incident("a"), {ahead.deliveries[0].id}, BEGAN_MS + 400 * 24 * HOUR_MS)
+    assert [one.id for one in deliveries.due(claimed, BEGAN_MS)] == [ahead.deliveries[0].id]
+    late = deliveries.claimed(incident("a"), {ahead.deliveries[0].id}, BEGAN_MS)
+    assert deliveries.due(late, BEGAN_MS) == []
