@@ -5,13 +5,15 @@ account's hour and is replaced as a whole, so that a group which is no more (`ex
 
 Two workers may sum up one hour at once. Each does so after its own rows are archived and notes when its query began; the row with
 the later time wins, and it has seen whatever was archived before that time. Whoever archives later sums up later. A worker that
-dies with hours in hand leaves them to the next one that starts, which looks for rows archived since the last sum. Days are made
-from hours when they are over, and again when one of their hours is.
+dies with hours in hand leaves them to the others: each looks every so often for rows that were archived after their hour was
+summed up, and one that starts looks back to the last sum. Days are made from hours when they are over, and again when one of
+their hours is.
 """
 
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, Protocol
@@ -29,6 +31,9 @@ _DAYS_AT_ONCE: Final = 100
 _PAGE_HOURS: Final = 2_000
 _FOUND_DAYS_MAX: Final = 10_000
 _OVERLAP: Final = timedelta(hours=1)
+_SWEEP_S: Final = 600.0
+_SWEPT: Final = timedelta(hours=2)
+"""How far back rows are looked at: many sweeps, so that one which fails does not matter."""
 _SHAPE: Final = 2
 """Of a row of `usage_by_hour`: 2 since there are clients in it."""
 Hour = tuple[str, int]
@@ -97,6 +102,16 @@ ALL_DONE: Final = f"INSERT INTO usage_by_hour (account_id, hour, computed_at, sh
 _LATE: Final = """
 SELECT DISTINCT account_id, intDiv(toUnixTimestamp(time), 3600) FROM usage WHERE recorded_at >= {since:DateTime64(3)}
 """
+_LEFT: Final = """
+SELECT account_id, intDiv(toUnixTimestamp(start), 3600) FROM (
+  SELECT account_id, toStartOfHour(time, 'UTC') AS start, max(recorded_at) AS archived_at FROM usage
+  WHERE recorded_at >= {since:DateTime64(3)} GROUP BY account_id, start
+) AS rows LEFT JOIN (
+  SELECT account_id, hour AS start, max(computed_at) AS summed_at FROM usage_by_hour
+  WHERE computed_at >= {since:DateTime64(3)} GROUP BY account_id, start
+) AS sums USING (account_id, start)
+WHERE archived_at > summed_at SETTINGS join_use_nulls = 0
+"""
 _PAGE: Final = """
 SELECT account_id, toUnixTimestamp(toStartOfHour(time, 'UTC')) AS start FROM usage
 WHERE account_id >= {account:String} AND (account_id > {account:String} OR time >= {time:DateTime('UTC')})
@@ -138,6 +153,7 @@ class Rollups:
         self._dirty: set[Hour] = set()
         self._dirty_days: set[Day] = set()
         self._caught_up = False
+        self._swept_at = time.monotonic()
 
     def touched(self, account_id: str, time_ms: int) -> None:
         """A row of that account and time was archived."""
@@ -160,6 +176,7 @@ class Rollups:
         """Sum up all hours that rows have come to; how many. Raises LedgerUnavailable: then they are kept."""
         if not self._caught_up:
             await self._catch_up()
+        await self._sweep()
         hours, count = sorted(self._dirty), 0
         for start in range(0, len(hours), _AT_ONCE):
             part = hours[start : start + _AT_ONCE]
@@ -174,6 +191,14 @@ class Rollups:
         await self._sum_up_days()
         self._metrics.add("relay_rollups_written_total", amount=count)
         return count
+
+    async def _sweep(self) -> None:
+        """Take over what another worker had in hand when it died."""
+        if time.monotonic() - self._swept_at < _SWEEP_S:
+            return
+        found = await self._archive.query(_LEFT, {"since": clock.utc_now() - _SWEPT})
+        self._dirty.update((account_id, int(hour)) for account_id, hour in found)
+        self._swept_at = time.monotonic()
 
     async def _sum_up_days(self) -> None:
         """Those that are over: nobody reads a day before, and a worker that dies leaves them to `_catch_up_days`."""

@@ -167,6 +167,21 @@ async def test_hours_a_dead_worker_had_in_hand_are_found_by_the_next(ledger: Led
     assert await same(ledger, account_id)
 
 
+async def test_hours_a_dead_worker_had_in_hand_are_found_by_one_that_goes_on(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account_id, chance = ids.new_account_id(), random.Random(3)
+    living, dead = (Rollups(ledger, Metrics(), every_s=1) for _ in range(2))
+    await living.flush()
+    await deliver(ledger, dead, [some_event(account_id, chance) for _ in range(20)])
+    await deliver(ledger, living, [some_event(account_id, chance) for _ in range(3)])
+    await living.flush()
+    monkeypatch.setattr(rollups, "_SWEEP_S", 0.0)
+    await living.flush()
+    assert await same(ledger, account_id)
+    assert await living.flush() == 0, "what is summed up is left alone"
+
+
 async def test_rows_from_before_are_all_made_anew_in_pages(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     """A walk that ends in the middle begins again; what it finds done it passes over."""
     chance, accounts = random.Random(4), [ids.new_account_id() for _ in range(5)]

@@ -94,3 +94,14 @@ async def test_more_hours_than_can_be_remembered_are_looked_for(monkeypatch: pyt
         hours.touched("acct_1", number * HOUR_MS)
     assert await hours.flush() == 4
     assert ("acct_9", 9) in archive.summed
+
+
+async def test_what_another_worker_left_is_looked_for_every_so_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = Archive()
+    hours = Rollups(archive, Metrics(), every_s=1)
+    assert await hours.flush() == 0
+    archive.late = (("acct_2", 7),)
+    assert await hours.flush() == 0, "not at every turn"
+    monkeypatch.setattr(rollups, "_SWEEP_S", 0.0)
+    assert await hours.flush() == 1
+    assert archive.summed == [("acct_2", 7)]
