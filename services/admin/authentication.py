@@ -16,6 +16,7 @@ from services.admin.problems import Missing, Unauthorized, Unavailable
 TOKEN_PREFIX: Final = "rst_"  # noqa: S105 - a prefix
 _WANTED: Final = "Send a session's or a service token as Authorization: Bearer."
 _OVER: Final = "This session is over. Sign in again."
+_SILENT: Final = "The log of changes does not answer, so nobody knows who may still come in. Try again in a moment."
 _STARTING: Final = "The control plane is starting. Try again in a moment."
 
 
@@ -79,6 +80,8 @@ class Authentication:
     def _check_whole(self) -> None:
         if not self._mirror.is_whole:
             raise Unavailable(_STARTING)
+        if not self._mirror.is_fresh:
+            raise Unavailable(_SILENT)
 
 
 def check_account(principal: Principal, account_id: str) -> None:

@@ -2,12 +2,14 @@
 
 A mirror of each process: it reads the latest change of each entity at start, then follows. What this process has changed itself
 is in it at once; what another replica has changed, some milliseconds later. Whoever changes an entity reads it from CONTROL
-itself. Credits and codes are not here: there may be millions.
+itself. Credits and codes are not here: there may be millions. A mirror that has not heard from the log for half a minute says so:
+nobody is let in by it then, for who was dismissed in the meantime is still there.
 """
 
 import asyncio
 import contextlib
 import logging
+import time
 from collections import defaultdict
 from typing import Any, Final, TypeVar
 
@@ -33,6 +35,8 @@ _BATCH: Final = 500
 _FETCH_S: Final = 5.0
 _FORGOTTEN_S: Final = 60.0
 _AGAIN_S: Final = 0.5
+_SILENT_S: Final = 30.0
+"""Some three fetches without an answer."""
 _ERRORS: Final = (nats.errors.Error, APIError, OSError, TimeoutError)
 _UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _E = TypeVar("_E")
@@ -48,6 +52,8 @@ class Mirror:
         self._of_account: dict[tuple[type[Any], str], set[str]] = defaultdict(set)
         self._by_hash: dict[str, str] = {}
         """SHA-256 of a service token → its id."""
+        self._heard_s: float | None = None
+        """Monotonic: when the log answered last; None: never."""
         self.whole = asyncio.Event()
         """Set when it has read all there was when it began."""
 
@@ -56,7 +62,13 @@ class Mirror:
         """Whether it has read all there was when it began."""
         return self.whole.is_set()
 
+    @property
+    def is_fresh(self) -> bool:
+        """Whether it has heard from the log of late."""
+        return self._heard_s is None or time.monotonic() - self._heard_s <= _SILENT_S
+
     def _look(self, waiting: int) -> None:
+        self._heard_s = time.monotonic()
         if waiting == 0:
             self.whole.set()
 
