@@ -62,6 +62,9 @@ async def test_a_member_is_invited_signs_in_and_is_bounded(admin: Admin) -> None
     await admin.refused("GET", f"/accounts/{account_id}/keys/{foreign['id']}", 404, token=token)
     listed = await admin.done("GET", f"/accounts/{account_id}/keys", token=token)
     assert [one["id"] for one in listed["data"]] == [key["id"]]
+    path = f"/accounts/{account_id}/keys/{key['id']}"
+    await admin.done("PATCH", path, json={"status": "disabled"})
+    assert "ask an owner" in await admin.refused("PATCH", path, 403, token=token, json={"status": "active"})
     body = {"name": "k", "member_id": None}
     await admin.refused("POST", f"/accounts/{account_id}/keys", 403, token=token, json=body)
 

@@ -25,6 +25,7 @@ from services.admin.resource import (
     Operation,
     check_match,
     digest,
+    forbid,
     given,
     is_id,
     page,
@@ -203,6 +204,10 @@ async def change(context: Context, call: Call) -> Response:
 
 async def changed_key(context: Context, call: Call, one: Found[ApiKey], body: KeyChange) -> ApiKey:
     """The key after a change. Raises Forbidden, Unprocessable."""
+    forbid(
+        bool(call.principal.only_member_id) and body.status == "active" and one.entity.status == "disabled",
+        "Somebody may have disabled this key for a reason: ask an owner or admin of the account to enable it.",
+    )
     options = await own_fields(context, call, one.entity.limits, body, is_new=False)
     return msgspec.structs.replace(one.entity, **given(body, "name", "status"), **options)
 

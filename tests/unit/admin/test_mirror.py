@@ -1,5 +1,7 @@
 """The mirror: newest wins, whoever brings it; the real stream is in the integration tests."""
 
+import asyncio
+
 import pytest
 from nats.aio.client import Client
 
@@ -9,6 +11,7 @@ from libs.common.events import Account, ApiKey, ControlChanged, Credit, Entity
 from services.admin.access import Principal, may
 from services.admin.mirror import Mirror
 from services.admin.passwords import Passwords
+from services.admin.problems import Unavailable
 
 HEX = "0" * 31
 
@@ -65,6 +68,14 @@ def test_roles_and_scopes() -> None:
     assert not may(person, frozenset(), "usage:read")
     assert Principal(actor="memb_1", role="account:developer", account_id="a").only_member_id == "memb_1"
     assert Principal(actor="memb_1", role="account:admin", account_id="a").only_member_id == ""
+
+
+@pytest.mark.anyio
+async def test_not_everybody_waits() -> None:
+    passwords = Passwords()
+    found = await asyncio.gather(*(passwords.is_right("x", "no hash") for _ in range(100)), return_exceptions=True)
+    assert sum(isinstance(one, Unavailable) for one in found) == 36
+    assert not await passwords.is_right("x", "no hash")
 
 
 @pytest.mark.anyio
