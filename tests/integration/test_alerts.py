@@ -119,8 +119,8 @@ async def test_two_watchers_at_once_open_one_incident(case: Case, rig: Rig) -> N
             for one in (case.alerts, other):
                 await until(functools.partial(stands, one, case.rule, wanted))
             await case.add(2 * USD)
-        await asyncio.gather(case.alerts.outbox.run(), other.outbox.run())
-        await asyncio.gather(case.alerts.outbox.run(), other.outbox.run())
+        for _ in range(10):  # one may be in the other's way, and tries again at its next turn
+            await asyncio.gather(case.alerts.outbox.run(), other.outbox.run())
     assert [kind for kind, _ in case.told()] == ["alert.opened", "alert.closed"]
 
 
