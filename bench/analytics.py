@@ -19,8 +19,8 @@ from services.accounting import rollups
 from services.accounting.ledger import Ledger as Archive
 from services.accounting.migrate import migrate
 from services.admin.ledger import Ledger
-from services.admin.usage_engine import UsageEngine
-from services.admin.usage_query import Query
+from services.admin.usage.engine import UsageEngine
+from services.admin.usage.query import Query
 
 ROWS: Final = int(os.environ.get("ROWS", "100000000"))
 SEED: Final = 7

@@ -128,7 +128,7 @@ class AlertRule(msgspec.Struct, frozen=True, kw_only=True, tag="rule"):
     name: str
     kind: RuleKind
     threshold: int
-    """Nano-dollars, percent, events or seconds: what the kind says (services/admin/conditions.py)."""
+    """Nano-dollars, percent, events or seconds: what the kind says (services/admin/alerts/conditions.py)."""
     created_at_ms: int
     window_minutes: int = 60
     member_id: str = ""

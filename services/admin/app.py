@@ -34,6 +34,7 @@ from services.admin.chores import Chores
 from services.admin.control import Control
 from services.admin.ledger import Ledger
 from services.admin.mirror import Mirror
+from services.admin.notices.senders import Senders, SenderSettings
 from services.admin.passwords import Passwords
 from services.admin.problems import (
     Forbidden,
@@ -47,7 +48,6 @@ from services.admin.problems import (
 )
 from services.admin.resource import CHANGED, Call, Context, Operation, check_query, match_of
 from services.admin.resources.accounts import find_account
-from services.admin.senders import Senders, SenderSettings
 from services.admin.sessions import Sessions
 
 PREFIX: Final = "/api/v1"

@@ -19,15 +19,15 @@ from libs.common.config import AdminConfig
 from libs.common.entities import RuleKind
 from libs.common.redisclient import RedisClient
 from libs.common.runtime import spawn
-from services.admin import new_models
-from services.admin.backlog import Backlog
-from services.admin.measures import Measures, Reading
-from services.admin.new_models import NewModels
-from services.admin.outbox import Outbox
+from services.admin.alerts.backlog import Backlog
+from services.admin.alerts.measures import Measures, Reading
+from services.admin.alerts.outbox import Outbox
+from services.admin.alerts.watcher import Watcher
+from services.admin.alerts.windows import Windows
+from services.admin.prices import new_models
+from services.admin.prices.new_models import NewModels
 from services.admin.promotions_end import PromotionsEnd
 from services.admin.resource import Context
-from services.admin.watcher import Watcher
-from services.admin.windows import Windows
 
 _log: Final = logging.getLogger("relay.chores")
 _TURN_S: Final = 1.0

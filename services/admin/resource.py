@@ -20,9 +20,9 @@ from services.admin.access import Principal, Roles
 from services.admin.control import By, Control, Found
 from services.admin.ledger import Ledger
 from services.admin.mirror import Mirror
+from services.admin.notices.senders import Senders
 from services.admin.passwords import Passwords
 from services.admin.problems import BadInput, Forbidden, Missing, PreconditionFailed, TooLarge
-from services.admin.senders import Senders
 from services.admin.sessions import Sessions
 
 BODY_BYTES_MAX: Final = 64 * 1024

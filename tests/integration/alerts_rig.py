@@ -15,20 +15,20 @@ from libs.common.scripts import Scripts
 from libs.common.sealing import Sealer
 from libs.common.standing import Standings
 from libs.common.upstreams import Upstreams
-from services.admin import targets
-from services.admin.backlog import Backlog
+from services.admin.alerts.backlog import Backlog
+from services.admin.alerts.measures import Measures, Reading
+from services.admin.alerts.outbox import Outbox
+from services.admin.alerts.watcher import Watcher
+from services.admin.alerts.windows import Windows
 from services.admin.control import By, Control
 from services.admin.ledger import Ledger
-from services.admin.measures import Measures, Reading
 from services.admin.mirror import Mirror
-from services.admin.notices import ChannelTarget
-from services.admin.outbox import Outbox
+from services.admin.notices import targets
+from services.admin.notices.notices import ChannelTarget
+from services.admin.notices.senders import Senders, SenderSettings
 from services.admin.passwords import Passwords
 from services.admin.resource import Context
-from services.admin.senders import Senders, SenderSettings
 from services.admin.sessions import Sessions
-from services.admin.watcher import Watcher
-from services.admin.windows import Windows
 from tests.integration.accounting_rig import Rig, until
 from tests.unit.accounting.samples import account, api_key, credit
 

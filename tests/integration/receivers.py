@@ -10,7 +10,7 @@ from typing import Any
 
 import trustme
 
-from services.admin.notices import Notice
+from services.admin.notices.notices import Notice
 
 CANARY = "c4n4ry"
 

@@ -10,8 +10,8 @@ import httpx2
 import pytest
 
 from libs.common import clock, ids, rediskeys
-from services.admin import books
-from services.admin.new_models import NewModels
+from services.admin.prices import books
+from services.admin.prices.new_models import NewModels
 from tests.integration.accounting_rig import Rig
 from tests.integration.admin_rig import Admin
 

@@ -15,8 +15,8 @@ from libs.common.limits import Limits
 from libs.common.upstreams import Name
 from libs.localstack.process import free_port
 from libs.localstack.stores import start_nats, start_redis
-from services.admin.backlog import Backlog
-from services.admin.measures import Found, Measured
+from services.admin.alerts.backlog import Backlog
+from services.admin.alerts.measures import Found, Measured
 from tests.gates import open_gates
 from tests.integration.accounting_rig import Rig, until
 from tests.integration.admin_rig import admitted

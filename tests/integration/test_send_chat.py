@@ -20,9 +20,9 @@ import requests.adapters
 import trustme
 import urllib3.util.connection
 
-from services.admin import send_chat
-from services.admin.notices import ChannelTarget, Notice, Undelivered
-from services.admin.senders import Senders, SenderSettings
+from services.admin.notices import send_chat
+from services.admin.notices.notices import ChannelTarget, Notice, Undelivered
+from services.admin.notices.senders import Senders, SenderSettings
 from tests.integration.receivers import CANARY, notice, server_context
 from tests.unit.gateway.upstreams import Asked, Handler, Server, Wire, answering, serving
 

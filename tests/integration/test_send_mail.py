@@ -11,9 +11,9 @@ from email import message_from_bytes, policy
 import pytest
 import trustme
 
-from services.admin import send_mail
-from services.admin.notices import ChannelTarget, Undelivered
-from services.admin.senders import Senders, SenderSettings
+from services.admin.notices import send_mail
+from services.admin.notices.notices import ChannelTarget, Undelivered
+from services.admin.notices.senders import Senders, SenderSettings
 from tests.integration.receivers import CANARY, MailServer, mail, notice, server_context
 
 pytestmark = pytest.mark.anyio

@@ -17,9 +17,9 @@ import pytest
 import trustme
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
-from services.admin import send_webhook
-from services.admin.notices import ChannelTarget, Undelivered
-from services.admin.senders import Senders, SenderSettings
+from services.admin.notices import send_webhook
+from services.admin.notices.notices import ChannelTarget, Undelivered
+from services.admin.notices.senders import Senders, SenderSettings
 from tests.integration.receivers import CANARY, Names, notice, server_context
 from tests.unit.gateway.upstreams import Handler, Server, Wire, answering, serving
 

@@ -14,10 +14,10 @@ from services.accounting.app import bootstrap
 from services.accounting.ledger import Ledger as Archive
 from services.accounting.rollups import Rollups
 from services.accounting.settlement import price_batch
-from services.admin import usage_query
 from services.admin.ledger import Ledger
-from services.admin.usage_engine import Answer, TooMuch, UsageEngine
-from services.admin.usage_query import FILTERS, METRICS, Query
+from services.admin.usage import query as usage_query
+from services.admin.usage.engine import Answer, TooMuch, UsageEngine
+from services.admin.usage.query import FILTERS, METRICS, Query
 from tests.integration import usage_oracle
 from tests.integration.accounting_rig import Rig
 from tests.integration.usage_oracle import Asked, Line

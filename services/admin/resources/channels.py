@@ -8,9 +8,9 @@ from starlette.responses import Response
 from libs.common import clock, ids
 from libs.common.entities import AlertRule, Channel
 from libs.common.sealing import SecretsKeyMissing
-from services.admin import targets
 from services.admin.access import LEADERS, OPERATOR_OWNER, OPERATORS, PAYERS, SUPPORT
-from services.admin.notices import ChannelTarget, Kind, Notice, Undelivered
+from services.admin.notices import targets
+from services.admin.notices.notices import ChannelTarget, Kind, Notice, Undelivered
 from services.admin.problems import Conflict, Unprocessable
 from services.admin.resource import (
     PAGING,

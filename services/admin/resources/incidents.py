@@ -7,8 +7,8 @@ from starlette.responses import Response
 
 from libs.common import clock, money
 from libs.common.entities import Channel, Delivery, Incident
-from services.admin import conditions
 from services.admin.access import LEADERS, OPERATOR_OWNER, OPERATORS, PAYERS, SUPPORT
+from services.admin.alerts import conditions
 from services.admin.problems import BadInput, Conflict
 from services.admin.resource import (
     PAGING,

@@ -9,7 +9,7 @@ from msgspec import UNSET, UnsetType
 
 from libs.common import pricebook
 from libs.common.limits import Limits
-from services.admin import books
+from services.admin.prices import books
 from services.admin.problems import Missing, Unprocessable
 from services.admin.resource import TEXT, Context
 from services.admin.resources import limits

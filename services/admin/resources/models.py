@@ -3,8 +3,8 @@
 import msgspec
 from starlette.responses import Response
 
-from services.admin import book_drafts, books
-from services.admin.book_drafts import Prices
+from services.admin.prices import book_drafts, books
+from services.admin.prices.book_drafts import Prices
 from services.admin.resource import Call, Context, Operation, respond, time_of
 
 

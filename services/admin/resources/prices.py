@@ -9,10 +9,10 @@ from starlette.responses import Response
 from libs.common import clock, ids
 from libs.common.entities import PriceDraft
 from libs.common.events import PublishedBook
-from services.admin import book_drafts, books
 from services.admin.access import MONEY, OPERATORS
-from services.admin.book_drafts import Difference, PriceRow
 from services.admin.control import Found, Put
+from services.admin.prices import book_drafts, books
+from services.admin.prices.book_drafts import Difference, PriceRow
 from services.admin.problems import Conflict, Missing, Unprocessable
 from services.admin.resource import (
     IDEMPOTENT,

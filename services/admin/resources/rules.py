@@ -10,8 +10,8 @@ from starlette.responses import Response
 from libs.common import clock, ids, money
 from libs.common.entities import AlertRule, Channel, RuleKind
 from libs.common.events import ApiKey, Member
-from services.admin import conditions
 from services.admin.access import LEADERS, OPERATOR_OWNER, OPERATORS, PAYERS, SUPPORT
+from services.admin.alerts import conditions
 from services.admin.problems import Conflict, Unprocessable
 from services.admin.resource import (
     MATCHED,

@@ -17,8 +17,8 @@ from services.admin.resource import Call, Context, Operation, is_id, respond, ti
 from services.admin.resources.accounts import check_time_zone, find_account
 from services.admin.resources.times import query_ms
 from services.admin.tables import Amount
-from services.admin.usage_engine import Figures, Group, TooMuch, UsageEngine, nothing_of
-from services.admin.usage_query import FILTERS, GROUPS, METRICS, Query
+from services.admin.usage.engine import Figures, Group, TooMuch, UsageEngine, nothing_of
+from services.admin.usage.query import FILTERS, GROUPS, METRICS, Query
 
 _DAYS_DEFAULT: Final = 30
 _KINDS: Final[Mapping[str, tuple[str, type[Any]]]] = {

@@ -22,10 +22,10 @@ from services.admin.app import OPERATIONS, PREFIX
 from services.admin.control import By, Control, Found, Put
 from services.admin.ledger import Ledger, Row
 from services.admin.mirror import Mirror
+from services.admin.notices.senders import Senders, SenderSettings
 from services.admin.passwords import Passwords
 from services.admin.problems import Conflict, Problem, Unprocessable
 from services.admin.resource import Call, Context, Operation
-from services.admin.senders import Senders, SenderSettings
 from services.admin.sessions import Sessions
 
 DOCUMENT: Final[dict[str, Any]] = openapi.document(OPERATIONS, prefix=PREFIX)

@@ -7,10 +7,12 @@ import pytest
 
 from libs.common import ids
 from libs.common.entities import AlertRule, Channel, Incident
-from services.admin import access, deliveries, targets
+from services.admin import access
+from services.admin.alerts import deliveries
 from services.admin.app import OPERATIONS
 from services.admin.control import By
-from services.admin.notices import ChannelTarget
+from services.admin.notices import targets
+from services.admin.notices.notices import ChannelTarget
 from services.admin.resources import channels, rules
 from tests.unit.admin.desk import Desk
 

@@ -6,8 +6,8 @@ import msgspec
 import pytest
 
 from libs.common import pricebook
-from services.admin import book_drafts
-from services.admin.book_drafts import PriceRow, Prices
+from services.admin.prices import book_drafts
+from services.admin.prices.book_drafts import PriceRow, Prices
 
 SHIPPED = book_drafts.shipped_text(pricebook.CURRENT_VERSION)
 ROW = book_drafts.rows(SHIPPED)["claude-haiku-4-5"]

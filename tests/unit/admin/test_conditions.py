@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from libs.common.entities import AlertRule, Incident, RuleKind
-from services.admin import conditions
-from services.admin.conditions import KINDS
-from services.admin.notices import Notice
+from services.admin.alerts import conditions
+from services.admin.alerts.conditions import KINDS
+from services.admin.notices.notices import Notice
 
 KINDS_OF_ALL = get_args(RuleKind)
 

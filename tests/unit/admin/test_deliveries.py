@@ -6,8 +6,8 @@ import msgspec
 import pytest
 
 from libs.common.entities import AlertRule, Delivery, Incident
-from services.admin import deliveries
-from services.admin.deliveries import Result
+from services.admin.alerts import deliveries
+from services.admin.alerts.deliveries import Result
 
 BEGAN_MS = 1_795_000_000_000
 HOUR_MS = 3_600_000

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.admin.fence import Fence
+from services.admin.notices.fence import Fence
 
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 OPEN = ["1.1.1.1", "8.8.8.8", "172.32.0.1", "192.0.1.1", "100.128.0.1", "223.255.255.255", "2606:4700::1111", "2a00::1"]

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from services.admin.notices import ChannelTarget, Notice, Undelivered, refusal
+from services.admin.notices.notices import ChannelTarget, Notice, Undelivered, refusal
 
 
 def notice(**changes: Any) -> Notice:

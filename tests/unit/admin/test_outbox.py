@@ -8,12 +8,13 @@ import pytest
 
 from libs.common import clock, runtime
 from libs.common.entities import Channel, Incident
-from services.admin import deliveries, outbox, targets
+from services.admin.alerts import deliveries, outbox
+from services.admin.alerts.outbox import Outbox
 from services.admin.control import By, Found, Put
-from services.admin.notices import ChannelTarget, Notice
-from services.admin.outbox import Outbox
+from services.admin.notices import targets
+from services.admin.notices.notices import ChannelTarget, Notice
+from services.admin.notices.senders import Senders, SenderSettings
 from services.admin.problems import Conflict
-from services.admin.senders import Senders, SenderSettings
 from tests.unit.admin.desk import Desk, MemoryControl
 
 pytestmark = pytest.mark.anyio

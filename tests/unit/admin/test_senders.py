@@ -4,9 +4,9 @@ import base64
 
 import pytest
 
-from services.admin import send_mail
-from services.admin.notices import ChannelTarget, Kind
-from services.admin.senders import Senders, SenderSettings, check_target
+from services.admin.notices import send_mail
+from services.admin.notices.notices import ChannelTarget, Kind
+from services.admin.notices.senders import Senders, SenderSettings, check_target
 from tests.unit.admin.test_notices import notice
 
 WHSEC = "whsec_" + base64.b64encode(b"k" * 24).decode()

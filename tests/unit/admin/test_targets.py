@@ -6,9 +6,9 @@ import pytest
 
 from libs.common.entities import Channel
 from libs.common.sealing import CannotOpen, Sealer, new_key
-from services.admin import targets
-from services.admin.notices import ChannelTarget, Kind
-from services.admin.senders import check_target
+from services.admin.notices import targets
+from services.admin.notices.notices import ChannelTarget, Kind
+from services.admin.notices.senders import check_target
 
 HOOK = ChannelTarget(kind="webhook", address="https://hooks.example/x", secret="s")
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from services.admin.usage_query import FILTERS, METRICS, TAGGED_KEYS_MAX, Query, plan
+from services.admin.usage.query import FILTERS, METRICS, TAGGED_KEYS_MAX, Query, plan
 
 SPAN: dict[str, Any] = {"from_ms": 1_735_689_600_000, "to_ms": 1_767_225_600_000}
 NOW_MS = 1_790_000_000_000

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.admin.usage_time import DAY_MS, HOUR_MS, Range, buckets, cover, previous
+from services.admin.usage.times import DAY_MS, HOUR_MS, Range, buckets, cover, previous
 
 NOW_MS = 1_790_000_000_000
 

@@ -16,11 +16,11 @@ from libs.common.redisclient import RedisClient
 from libs.common.scripts import Scripts, StoreUnavailable
 from libs.common.standing import Budget, ScopeStanding, Standings
 from libs.common.upstreams import Upstreams
-from services.admin import conditions
-from services.admin.backlog import Backlog
+from services.admin.alerts import conditions
+from services.admin.alerts.backlog import Backlog
+from services.admin.alerts.windows import Windows
 from services.admin.mirror import Mirror
 from services.admin.problems import Unavailable
-from services.admin.windows import Windows
 
 _log: Final = logging.getLogger("relay.alerts")
 _AT_ONCE: Final = 100

@@ -14,9 +14,10 @@ from libs.common import pricebook
 from libs.common.entities import AlertRule
 from libs.common.events import UpstreamCredential
 from libs.common.sealing import SecretsKeyMissing
-from services.admin import book_drafts, books, upstream_calls
+from services.admin import upstream_calls
+from services.admin.alerts.measures import Found, Measured, Reading
 from services.admin.control import By
-from services.admin.measures import Found, Measured, Reading
+from services.admin.prices import book_drafts, books
 from services.admin.problems import Conflict
 from services.admin.resource import Context
 from services.admin.upstream_calls import Listed

@@ -25,8 +25,8 @@ from apprise.asset import AppriseAsset
 from apprise.common import NotifyFormat, NotifyType
 from apprise.plugins import base, dingtalk, feishu, slack, telegram, wecombot
 
-from services.admin.notices import ChannelTarget, Kind, Notice, Undelivered, refusal
-from services.admin.send_threads import SendThreads
+from services.admin.notices.notices import ChannelTarget, Kind, Notice, Undelivered, refusal
+from services.admin.notices.send_threads import SendThreads
 
 LIMIT_S: Final = 15.0
 ANSWER_BYTES_MAX: Final = 64 * 1024

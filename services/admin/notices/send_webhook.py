@@ -20,8 +20,8 @@ import msgspec
 from standardwebhooks.webhooks import Webhook
 
 from libs.common import clock
-from services.admin.fence import Fence
-from services.admin.notices import ChannelTarget, Notice, Undelivered, refusal
+from services.admin.notices.fence import Fence
+from services.admin.notices.notices import ChannelTarget, Notice, Undelivered, refusal
 
 Resolver = Callable[[str, int], Awaitable[Sequence[str]]]
 """Host and port to addresses. Raises OSError."""

@@ -13,8 +13,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import msgspec
 
 from libs.common import clock
-from services.admin.notices import ChannelTarget, Notice, Undelivered
-from services.admin.send_threads import SendThreads
+from services.admin.notices.notices import ChannelTarget, Notice, Undelivered
+from services.admin.notices.send_threads import SendThreads
 
 LIMIT_S: Final = 15.0
 """For the whole conversation; each answer of the mail server has half of it."""

@@ -17,10 +17,11 @@ from libs.common import clock, failpoints
 from libs.common.entities import AlertRule, Channel, Delivery, Incident
 from libs.common.runtime import spawn
 from libs.common.sealing import SecretsKeyMissing
-from services.admin import deliveries, targets
+from services.admin.alerts import deliveries
+from services.admin.alerts.deliveries import Result
 from services.admin.control import By
-from services.admin.deliveries import Result
-from services.admin.notices import Undelivered
+from services.admin.notices import targets
+from services.admin.notices.notices import Undelivered
 from services.admin.problems import Conflict
 from services.admin.resource import Context
 

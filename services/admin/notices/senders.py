@@ -8,12 +8,12 @@ import ssl
 
 import msgspec
 
-from services.admin import send_chat, send_mail, send_webhook
-from services.admin.fence import Fence
-from services.admin.notices import ChannelTarget, Notice, Undelivered
-from services.admin.send_chat import ChatSender
-from services.admin.send_mail import MailSender
-from services.admin.send_webhook import Resolver, WebhookSender
+from services.admin.notices import send_chat, send_mail, send_webhook
+from services.admin.notices.fence import Fence
+from services.admin.notices.notices import ChannelTarget, Notice, Undelivered
+from services.admin.notices.send_chat import ChatSender
+from services.admin.notices.send_mail import MailSender
+from services.admin.notices.send_webhook import Resolver, WebhookSender
 
 __all__ = ["ChannelTarget", "SenderSettings", "Senders", "Undelivered", "check_target"]
 

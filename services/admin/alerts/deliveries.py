@@ -7,8 +7,8 @@ import msgspec
 
 from libs.common import ids
 from libs.common.entities import AlertRule, Delivery, Incident
-from services.admin import conditions
-from services.admin.notices import Notice
+from services.admin.alerts import conditions
+from services.admin.notices.notices import Notice
 
 _WAITS_S: Final = (10, 60, 300, 1_800, 7_200, 21_600)
 """After the first try, the second, …; the last one stays."""

@@ -7,10 +7,11 @@ from typing import Any, Final
 import msgspec
 
 from libs.common import clock
-from services.admin import usage_query, usage_time
 from services.admin.ledger import Ledger
-from services.admin.usage_query import Plan, Query
-from services.admin.usage_time import Range
+from services.admin.usage import query as usage_query
+from services.admin.usage import times as usage_time
+from services.admin.usage.query import Plan, Query
+from services.admin.usage.times import Range
 
 OTHER: Final = "other"
 Sums = tuple[int, ...]

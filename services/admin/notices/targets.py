@@ -9,7 +9,7 @@ import msgspec
 
 from libs.common.entities import Channel
 from libs.common.sealing import Sealer
-from services.admin.notices import ChannelTarget, Kind
+from services.admin.notices.notices import ChannelTarget, Kind
 
 _SECRET_BYTES: Final = 32
 _TAIL_CHARS: Final = 4

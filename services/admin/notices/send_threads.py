@@ -5,7 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-from services.admin.notices import Undelivered
+from services.admin.notices.notices import Undelivered
 
 _THREADS_MAX: Final = 4
 

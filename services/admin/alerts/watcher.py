@@ -13,9 +13,9 @@ import msgspec
 from libs.common import clock, ids
 from libs.common.entities import AlertRule, Channel, Delivery, Incident
 from libs.common.events import Account, ApiKey, Member
-from services.admin import conditions, deliveries
+from services.admin.alerts import conditions, deliveries
+from services.admin.alerts.measures import Measured, Measures
 from services.admin.control import By, Put
-from services.admin.measures import Measured, Measures
 from services.admin.problems import Conflict
 from services.admin.resource import Context
 

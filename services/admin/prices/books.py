@@ -7,8 +7,8 @@ import msgspec
 from libs.common import clock, pricebook
 from libs.common.entities import PriceDraft
 from libs.common.events import PublishedBook
-from services.admin import book_drafts
 from services.admin.control import Control, Found
+from services.admin.prices import book_drafts
 
 DRAFT_ID: Final = "draft_" + "0" * 32
 """There is one draft."""

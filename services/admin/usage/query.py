@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import msgspec
 
-from services.admin import usage_time
-from services.admin.usage_time import Bucket, Cover, Range
+from services.admin.usage import times as usage_time
+from services.admin.usage.times import Bucket, Cover, Range
 
 METRICS: Final = (
     "cost", "requests", "input", "output", "cache_read", "cache_write_5m", "cache_write_1h", "errors", "rate_limited",

@@ -1,0 +1,1 @@
+"""How somebody is told: signed webhooks behind a fence, e-mail, chat. Read senders.py first."""
