@@ -73,7 +73,7 @@ class PublicList(msgspec.Struct):
 @cache
 def public_list() -> PublicList:
     """The one that is shipped."""
-    text = (files("libs.common") / "pricebooks" / "public-list.json").read_bytes()
+    text = (files("services.admin.prices") / "public-list.json").read_bytes()
     return msgspec.json.decode(text, type=PublicList)
 
 
