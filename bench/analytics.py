@@ -64,6 +64,9 @@ WHERE active AND database = currentDatabase() AND table LIKE 'usage%'
 GROUP BY table ORDER BY table
 """
 _DAY_OF: Final = "{0} >= {{first:DateTime('UTC')}} AND {0} < {{end:DateTime('UTC')}}"
+_PARTITIONS: Final = """
+SELECT DISTINCT table, partition FROM system.parts WHERE active AND database = currentDatabase() AND table LIKE 'usage_by%'
+"""
 Ask = Callable[[random.Random], Awaitable[Any]]
 
 
@@ -94,6 +97,8 @@ class Bench:
             await archive.run(rollups.SUM_UP.replace("{which}", _DAY_OF.format("time")), span)
             await archive.run(rollups.SUM_UP_DAYS.replace("{which}", _DAY_OF.format("hour")), span)
         await archive.run(rollups.ALL_DONE)
+        for table, partition in await archive.query(_PARTITIONS):  # as min_age_to_force_merge_seconds does in an hour
+            await archive.run(f"OPTIMIZE TABLE {table} PARTITION '{partition}' FINAL")
         done = time.monotonic()
         await archive.close()
         return filled - started, done - filled

@@ -43,7 +43,9 @@ CREATE TABLE IF NOT EXISTS usage_by_hour {on_cluster}
 ENGINE = {replacing(computed_at)}
 PARTITION BY toMonday(hour)
 ORDER BY (account_id, hour)
-SETTINGS fsync_after_insert = 1, fsync_part_directory = 1, min_rows_to_fsync_after_merge = 1, old_parts_lifetime = 480;
+SETTINGS fsync_after_insert = 1, fsync_part_directory = 1, min_rows_to_fsync_after_merge = 1, old_parts_lifetime = 480,
+    -- a week or a month that is over becomes one part: then FINAL has nothing to put together
+    min_age_to_force_merge_seconds = 3600, min_age_to_force_merge_on_partition_only = 1;
 
 -- The sums of a day (UTC), without key and member: what the whole relay is looked at with. Made anew from `usage_by_hour FINAL`.
 CREATE TABLE IF NOT EXISTS usage_by_day {on_cluster}
@@ -82,4 +84,6 @@ CREATE TABLE IF NOT EXISTS usage_by_day {on_cluster}
 ENGINE = {replacing(computed_at)}
 PARTITION BY toYYYYMM(day)
 ORDER BY (account_id, day)
-SETTINGS fsync_after_insert = 1, fsync_part_directory = 1, min_rows_to_fsync_after_merge = 1, old_parts_lifetime = 480;
+SETTINGS fsync_after_insert = 1, fsync_part_directory = 1, min_rows_to_fsync_after_merge = 1, old_parts_lifetime = 480,
+    -- a week or a month that is over becomes one part: then FINAL has nothing to put together
+    min_age_to_force_merge_seconds = 3600, min_age_to_force_merge_on_partition_only = 1;
