@@ -199,7 +199,9 @@ async def _run(url: str) -> str:
     ]
     lines += [f"| {name} | {rows:,} | {size / 1e9:.2f} |" for name, rows, size in await bench.sizes()]
     lines += ["", f"| {QUERIES} varied questions each | p50 ms | p95 ms | target ms |", "|---|---|---|---|"]
-    lines += [f"| {name} | {p50:.0f} | {p95:.0f} | {TARGET_MS} |" for name, p50, p95 in await bench.measure()]
+    for name, p50, p95 in await bench.measure():
+        target = TARGET_MS if "account" in name.split(",")[-1] else "–"
+        lines.append(f"| {name} | {p50:.0f} | {p95:.0f} | {target} |")
     await bench.close()
     return "\n".join(
         [
