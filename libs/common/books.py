@@ -15,7 +15,7 @@ from libs.common.pricebook import PriceBook, Timeline
 from libs.common.scripts import Scripts
 
 _log: Final = logging.getLogger("relay.books")
-_TIME_MS_MAX: Final = 2**53
+_TIME_MS_MAX: Final = 4_102_444_800_000  # 2100-01-01: what is beyond is no time that a gateway could tell of
 
 PutResult = Literal["APPLIED", "DUPLICATE", "TAKEN", "UNSOUND"]
 
@@ -83,7 +83,7 @@ class Books:
         self._seen.add(version)
         try:
             effective_at_ms, book_id, text = entry.decode().split(" ", 2)
-            found = Found(int(effective_at_ms), book_id, pricebook.register(version, text))
+            found = Found(_sound_time(int(effective_at_ms)), book_id, pricebook.register(version, text))
         except (ValueError, RecursionError) as error:
             _log.error("price book %s in Redis is not taken: %s", version, error)
             return None
@@ -92,6 +92,11 @@ class Books:
 
 
 def _sound(published: PublishedBook) -> PriceBook:
-    if not 0 <= published.effective_at_ms < _TIME_MS_MAX:
-        raise ValueError(f"it cannot take effect at {published.effective_at_ms} ms")
+    _sound_time(published.effective_at_ms)
     return pricebook.read_published(published.version, published.text)
+
+
+def _sound_time(effective_at_ms: int) -> int:
+    if not 0 <= effective_at_ms < _TIME_MS_MAX:
+        raise ValueError(f"it cannot take effect at {effective_at_ms} ms")
+    return effective_at_ms

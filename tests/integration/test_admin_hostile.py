@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote
@@ -13,6 +13,7 @@ import pytest
 
 from libs.common import ids
 from services.admin.resource import Operation
+from tests.apart import nats_apart, redis_apart
 from tests.integration.accounting_rig import Rig
 from tests.integration.admin_bodies import body_of, texts_of, with_value
 from tests.integration.admin_people import BY_ID, PASSWORD, parameters_of, path_of
@@ -69,6 +70,19 @@ class World:
         headers = {"authorization": f"Bearer {token}"} | options.pop("headers", {})
         where = path or path_of(operation, {"account_id": self.account_id})
         return await self.client.request(operation.method, where, headers=headers, **options)
+
+
+@pytest.fixture(scope="module")
+def nats_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Prices are everybody's: what is published here must not be seen by other tests."""
+    with nats_apart(tmp_path_factory.mktemp("nats")) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with redis_apart(tmp_path_factory.mktemp("redis")) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -12,12 +12,26 @@ import pytest
 from libs.common import clock, ids, rediskeys
 from services.admin.prices import books
 from services.admin.prices.new_models import NewModels
+from tests.apart import nats_apart, redis_apart
 from tests.integration.accounting_rig import Rig
 from tests.integration.admin_rig import Admin
 
 pytestmark = pytest.mark.anyio
 LEAD_S = 0.3
 DRAFT = "/price-draft"
+
+
+@pytest.fixture(scope="module")
+def nats_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Prices are everybody's: what is published here must not be seen by other tests."""
+    with nats_apart(tmp_path_factory.mktemp("nats")) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with redis_apart(tmp_path_factory.mktemp("redis")) as url:
+        yield url
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Role × route on real stores: whoever is not in the table is refused by 403, everybody else never is."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Final, get_args
 
@@ -11,6 +11,7 @@ from libs.common import clock, ids
 from libs.common.entities import Scope
 from services.admin.access import MEMBERS, Role
 from services.admin.resource import Operation
+from tests.apart import nats_apart, redis_apart
 from tests.integration.accounting_rig import Rig
 from tests.integration.admin_people import BY_ID, Person, admin_from, ask, invited, service_token, signed_in
 from tests.integration.admin_rig import PROBLEM, Admin
@@ -37,6 +38,19 @@ class World:
             assert answer.headers["content-type"] == PROBLEM, (operation.id, answer.text)
             assert answer.json()["status"] == answer.status_code
         return answer.status_code
+
+
+@pytest.fixture(scope="module")
+def nats_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Prices are everybody's: what is published here must not be seen by other tests."""
+    with nats_apart(tmp_path_factory.mktemp("nats")) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with redis_apart(tmp_path_factory.mktemp("redis")) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
