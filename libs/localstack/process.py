@@ -1,6 +1,8 @@
 """Child processes that log to a file, are waited for until they answer, and die with their parent."""
 
+import contextlib
 import ctypes
+import random
 import signal
 import socket
 import subprocess
@@ -21,11 +23,23 @@ class ProcessFailed(Exception):
     """A child did not start, or died; the message ends with the last lines of its log."""
 
 
+_PORTS: Final = range(10_240, 22_000)
+"""Below those the kernel gives to connections, and so are these and 10,000 more, which Redis Cluster uses."""
+_given: Final[set[int]] = set()
+
+
 def free_port() -> int:
-    """A loopback port nobody listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A loopback port nobody listens on at this moment, and that was not given out here before.
+
+    At random, so that processes which look for ports at the same time do not find the same one.
+    """
+    while True:
+        port = random.SystemRandom().choice(_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            if port not in _given:
+                probe.bind(("127.0.0.1", port))
+                _given.add(port)
+                return port
 
 
 class Process:

@@ -5,6 +5,7 @@ entries with an id of their own, so that two at once do nothing twice.
 """
 
 import asyncio
+import contextlib
 import functools
 import logging
 import secrets
@@ -79,6 +80,9 @@ class Chores:
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+        with contextlib.suppress(RedisError, OSError):  # another need not wait until it is over
+            if await self._redis.get(rediskeys.lock("chores")) == self._mark.encode():
+                await self._redis.delete(rediskeys.lock("chores"))
 
     def _ended(self, name: str, _: asyncio.Task[None]) -> None:
         self._running.pop(name, None)

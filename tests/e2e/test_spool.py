@@ -18,7 +18,7 @@ from tests.e2e.store import Store
 from tests.e2e.waiting import wait_until
 from tests.invoice_fold import cost_nanos
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.alone]
 STREAMS: Final = 60
 LEASE_S: Final = 5
 LONG_LEASE: Final = {"RELAY_LEASE_SECONDS": "60"}
