@@ -6,7 +6,7 @@ from typing import Any, Final, Self
 
 import msgspec
 
-from libs.common import clock, ids, runtime, sealing
+from libs.common import clock, ids, runtime
 from libs.common.balances import Balances
 from libs.common.directory import Directory
 from libs.common.entities import AlertRule, Channel, Incident, RuleKind
@@ -53,7 +53,9 @@ class Alerts:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def over(cls, rig: Rig, others: Mapping[RuleKind, Reading] | None = None) -> AsyncIterator[Self]:
+    async def over(
+        cls, rig: Rig, others: Mapping[RuleKind, Reading] | None = None, *, sealer: Sealer | None = None
+    ) -> AsyncIterator[Self]:
         """On these stores, as soon as the mirror is whole."""
         scripts, mirror = Scripts(rig.redis), Mirror(rig.broker)
         balances, pool = Balances(rig.redis, scripts), Upstreams(rig.redis, scripts)
@@ -63,7 +65,7 @@ class Alerts:
             ledger=Ledger(rig.config.clickhouse_url),
             balances=balances,
             standings=Standings(scripts, lambda _: ""),
-            sealer=Sealer(sealing.new_key()),
+            sealer=sealer or Sealer(sealing.new_key()),
             pool=pool,
             passwords=Passwords(),
             sessions=Sessions(rig.redis),

@@ -21,7 +21,7 @@ from tests.integration.alerts_rig import BY, Alerts
 from tests.unit.accounting.samples import credit
 from tests.unit.gateway.upstreams import Asked, Server, Wire, serving
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.alone]
 OK, BUSY, NO = (b"HTTP/1.1 %d X\r\ncontent-length: 0\r\n\r\n" % status for status in (200, 503, 410))
 USD = 10**9
 
@@ -112,7 +112,7 @@ async def case(alerts: Alerts) -> AsyncIterator[Case]:
 
 async def test_two_watchers_at_once_open_one_incident(case: Case, rig: Rig) -> None:
     """Their mirrors do not know of each other yet: both want to open it, and both to close it."""
-    async with Alerts.over(rig) as other:
+    async with Alerts.over(rig, sealer=case.alerts.context.sealer) as other:
         await until(lambda: knows(other, case.rule))
         for wanted in (True, False):
             await asyncio.gather(case.alerts.watcher.run(), other.watcher.run())

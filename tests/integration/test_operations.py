@@ -18,7 +18,7 @@ from libs.common.failpoints import FailpointReached
 from libs.common.gates import Gates
 from libs.common.limits import Limits
 from libs.localstack.stores import start_nats, start_redis
-from services.accounting import rewinder
+from services.accounting import parking, rewinder
 from services.accounting.__main__ import _parser
 from services.accounting.operations import parked, rebuild, reconcile, replay, rerate
 from services.accounting.operations.output import Output
@@ -36,7 +36,7 @@ from tests.unit.accounting.samples import (
     request_id_at,
 )
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.alone]
 DAY_MS: Final = 86_400_000
 BUDGETS: Final = Limits(budget_day_nanos=10**15, budget_week_nanos=10**15, budget_month_nanos=10**15)
 GRANTED: Final = 10**13
@@ -348,6 +348,7 @@ async def test_what_is_parked_can_be_seen_tried_again_and_dropped(
     rig: Rig, operator: Operator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = pricebook.load
+    monkeypatch.setitem(parking._AGE_S_MIN, "book", parking._AGE_S_MIN["poison"])  # a day, else
     async with rig.worker():
         account_id = await rig.new_account()
         await rig.publish([recorded(account_id, 10, price_book_version="later")])
