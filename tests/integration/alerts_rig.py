@@ -6,7 +6,7 @@ from typing import Any, Final, Self
 
 import msgspec
 
-from libs.common import clock, ids, runtime
+from libs.common import clock, ids, runtime, sealing
 from libs.common.balances import Balances
 from libs.common.directory import Directory
 from libs.common.entities import AlertRule, Channel, Incident, RuleKind
