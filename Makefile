@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # files at a time, of the tests that need not be alone; 0: one after another, in this process
-WORKERS ?= 2
+WORKERS ?= 3
 TOGETHER := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 # hundreds of processes are started by the tests: each would compile our modules anew
 unexport PYTHONDONTWRITEBYTECODE
@@ -29,7 +29,7 @@ $(STAMP): requirements-dev.txt
 run: setup  ## the whole relay on this machine, with a demo account (PROFILE=cluster: three of everything)
 	@RELAY_PROFILE=$(PROFILE) exec $(BIN)/python -m libs.localstack run
 
-test: setup  ## every test: WORKERS (2) files at a time, then those that must be alone
+test: setup  ## every test: WORKERS (3) files at a time, then those that must be alone
 	$(TOGETHER) -m "not alone"
 	$(BIN)/python -m pytest -m alone
 

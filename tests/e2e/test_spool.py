@@ -18,7 +18,7 @@ from tests.e2e.store import Store
 from tests.e2e.waiting import wait_until
 from tests.invoice_fold import cost_nanos
 
-pytestmark = [pytest.mark.anyio, pytest.mark.alone]
+pytestmark = pytest.mark.anyio
 STREAMS: Final = 60
 LEASE_S: Final = 5
 LONG_LEASE: Final = {"RELAY_LEASE_SECONDS": "60"}
@@ -112,6 +112,7 @@ async def test_reaper_and_spool_meet_in_any_order(
             assert await asyncio.to_thread(settled)
 
 
+@pytest.mark.alone
 async def test_without_nats_a_killed_gateway_loses_nothing(
     own_relay: Relay, own_nats: Store, holding: HoldingUpstream, holding_port: int
 ) -> None:

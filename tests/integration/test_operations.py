@@ -36,7 +36,7 @@ from tests.unit.accounting.samples import (
     request_id_at,
 )
 
-pytestmark = [pytest.mark.anyio, pytest.mark.alone]
+pytestmark = pytest.mark.anyio
 DAY_MS: Final = 86_400_000
 BUDGETS: Final = Limits(budget_day_nanos=10**15, budget_week_nanos=10**15, budget_month_nanos=10**15)
 GRANTED: Final = 10**13
