@@ -2,10 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from typing import Any, Final, TypeVar
 
 _T = TypeVar("_T")
+_AGAIN_S: Final = 0.5
 _log: Final = logging.getLogger("relay.runtime")
 _running: Final[set[asyncio.Task[Any]]] = set()
 
@@ -16,6 +17,19 @@ def spawn(coroutine: Coroutine[Any, Any, _T], *, name: str) -> asyncio.Task[_T]:
     _running.add(task)
     task.add_done_callback(_ended)
     return task
+
+
+async def stop(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel tasks until they have ended, however often that takes.
+
+    Python 3.11's `asyncio.wait_for`, which nats-py uses, loses a cancellation that comes together with its result: the task
+    goes on.
+    """
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        _, left = await asyncio.wait(left, timeout=_AGAIN_S)
 
 
 def running() -> list[asyncio.Task[Any]]:

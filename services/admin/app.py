@@ -4,7 +4,6 @@ Every operation names its roles; there is no way to add one that does not. A cal
 answered as if there were no such account, whatever the operation.
 """
 
-import asyncio
 import contextlib
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -23,7 +22,7 @@ from libs.common.config import AdminConfig, ConfigError
 from libs.common.directory import Directory
 from libs.common.events import Account, ApiKey
 from libs.common.redisclient import RedisClient
-from libs.common.runtime import spawn
+from libs.common.runtime import spawn, stop
 from libs.common.scripts import Scripts
 from libs.common.sealing import Sealer
 from libs.common.standing import Standings
@@ -115,9 +114,7 @@ def _lifespan(
         try:
             yield
         finally:
-            for task in running:
-                task.cancel()
-            await asyncio.wait(running)
+            await stop(running)
             await chores.close()
             context.senders.close()
             await streams.close(broker)

@@ -19,7 +19,7 @@ from libs.common import rediskeys
 from libs.common.config import AdminConfig
 from libs.common.entities import RuleKind
 from libs.common.redisclient import RedisClient
-from libs.common.runtime import spawn
+from libs.common.runtime import spawn, stop
 from services.admin.alerts.backlog import Backlog
 from services.admin.alerts.measures import Measures, Reading
 from services.admin.alerts.outbox import Outbox
@@ -77,9 +77,7 @@ class Chores:
     async def close(self) -> None:
         """Stop what is being done: it is done again by whoever holds the lock next."""
         running = list(self._running.values())
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        await stop(running)
         with contextlib.suppress(RedisError, OSError):  # another need not wait until it is over
             if await self._redis.get(rediskeys.lock("chores")) == self._mark.encode():
                 await self._redis.delete(rediskeys.lock("chores"))

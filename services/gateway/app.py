@@ -1,6 +1,5 @@
 """Builds the gateway: every object once, and the two local paths that are not the relay's."""
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
@@ -25,7 +24,7 @@ from libs.common.gates import Gates
 from libs.common.leases import Leases
 from libs.common.metrics import Metrics
 from libs.common.redisclient import RedisClient
-from libs.common.runtime import spawn
+from libs.common.runtime import spawn, stop
 from libs.common.scripts import Scripts, StoreUnavailable
 from libs.common.sealing import Sealer
 from libs.common.standing import Standings
@@ -129,9 +128,7 @@ def _lifespan(
             yield
         finally:
             await publisher.flush(config.shutdown_seconds)
-            for task in (connecting, *running):
-                task.cancel()
-            await asyncio.wait([connecting, *running])
+            await stop([connecting, *running])
             await counts.close()
             await keeper.close()
             await streams.close(broker)

@@ -76,3 +76,24 @@ async def test_cancelling_is_no_failure(caplog: pytest.LogCaptureFixture) -> Non
             await task
         await turns()
     assert caplog.records == [] and runtime.running() == []
+
+
+async def test_a_task_that_loses_a_cancellation_is_stopped_all_the_same() -> None:
+    lost = 0
+
+    async def deaf() -> None:
+        nonlocal lost
+        while True:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                lost += 1
+                if lost == 2:
+                    raise
+
+    tasks = [runtime.spawn(deaf(), name="deaf"), runtime.spawn(asyncio.sleep(60), name="plain")]
+    await turns()
+    async with asyncio.timeout(5):
+        await runtime.stop(tasks)
+    assert all(task.cancelled() for task in tasks) and lost == 2
+    await runtime.stop([])
