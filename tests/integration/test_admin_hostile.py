@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote
@@ -13,7 +13,7 @@ import pytest
 
 from libs.common import ids
 from services.admin.resource import Operation
-from tests.apart import nats_apart, redis_apart
+from tests import apart
 from tests.integration.accounting_rig import Rig
 from tests.integration.admin_bodies import body_of, texts_of, with_value
 from tests.integration.admin_people import BY_ID, PASSWORD, parameters_of, path_of
@@ -72,17 +72,8 @@ class World:
         return await self.client.request(operation.method, where, headers=headers, **options)
 
 
-@pytest.fixture(scope="module")
-def nats_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Prices are everybody's: what is published here must not be seen by other tests."""
-    with nats_apart(tmp_path_factory.mktemp("nats")) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with redis_apart(tmp_path_factory.mktemp("redis")) as url:
-        yield url
+nats_url, redis_url = apart.nats_url, apart.redis_url
+"""Prices are everybody's: what is published here must not be seen by other tests."""
 
 
 @pytest.fixture(scope="module")

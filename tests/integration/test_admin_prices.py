@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 from libs.common import clock, ids, rediskeys
 from services.admin.prices import books
 from services.admin.prices.new_models import NewModels
-from tests.apart import nats_apart, redis_apart
+from tests import apart
 from tests.integration.accounting_rig import Rig
 from tests.integration.admin_rig import Admin
 
@@ -21,17 +21,8 @@ LEAD_S = 0.3
 DRAFT = "/price-draft"
 
 
-@pytest.fixture(scope="module")
-def nats_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Prices are everybody's: what is published here must not be seen by other tests."""
-    with nats_apart(tmp_path_factory.mktemp("nats")) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with redis_apart(tmp_path_factory.mktemp("redis")) as url:
-        yield url
+nats_url, redis_url = apart.nats_url, apart.redis_url
+"""Prices are everybody's: what is published here must not be seen by other tests."""
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Role × route on real stores: whoever is not in the table is refused by 403, everybody else never is."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Final, get_args
 
@@ -11,7 +11,7 @@ from libs.common import clock, ids
 from libs.common.entities import Scope
 from services.admin.access import MEMBERS, Role
 from services.admin.resource import Operation
-from tests.apart import nats_apart, redis_apart
+from tests import apart
 from tests.integration.accounting_rig import Rig
 from tests.integration.admin_people import BY_ID, Person, admin_from, ask, invited, service_token, signed_in
 from tests.integration.admin_rig import PROBLEM, Admin
@@ -40,17 +40,8 @@ class World:
         return answer.status_code
 
 
-@pytest.fixture(scope="module")
-def nats_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Prices are everybody's: what is published here must not be seen by other tests."""
-    with nats_apart(tmp_path_factory.mktemp("nats")) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with redis_apart(tmp_path_factory.mktemp("redis")) as url:
-        yield url
+nats_url, redis_url = apart.nats_url, apart.redis_url
+"""Prices are everybody's: what is published here must not be seen by other tests."""
 
 
 @pytest.fixture(scope="module")

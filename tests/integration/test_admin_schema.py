@@ -4,7 +4,7 @@ import os
 import secrets
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -26,7 +26,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from libs.common import ids
-from tests.apart import nats_apart, redis_apart
+from tests import apart
 from tests.integration.accounting_rig import Rig
 from tests.integration.admin_bodies import API_KEY
 from tests.integration.admin_people import BY_ID, PASSWORD
@@ -78,17 +78,8 @@ class From(HTTPAdapter):
         return super().init_poolmanager(*arguments, **options, source_address=(ADDRESS, 0))
 
 
-@pytest.fixture(scope="module")
-def nats_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Prices are everybody's: what is published here must not be seen by other tests."""
-    with nats_apart(tmp_path_factory.mktemp("nats")) as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with redis_apart(tmp_path_factory.mktemp("redis")) as url:
-        yield url
+nats_url, redis_url = apart.nats_url, apart.redis_url
+"""Prices are everybody's: what is published here must not be seen by other tests."""
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ from services.admin.resource import (
     time_of,
 )
 from services.admin.resources.accounts import find_account
-from services.admin.resources.credits import check_limit
+from services.admin.resources.credits import check_limit, parsed
 from services.admin.resources.times import Expiry, expiry_ms
 
 _BATCH_MAX: Final = 500
@@ -247,10 +247,7 @@ def _code(bits: bytes) -> str:
 
 
 def _amount(text: str) -> int:
-    try:
-        nanos = money.parse_usd(text)
-    except ValueError as error:
-        raise Unprocessable(f"amount_usd: {error}.") from None
+    nanos = parsed(text)
     if nanos <= 0:
         raise Unprocessable("amount_usd: a code gives something.")
     return nanos

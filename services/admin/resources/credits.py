@@ -1,6 +1,6 @@
 """Credits, adjustments and promotions: entries that change a balance. There is no way to set one."""
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 from starlette.responses import Response
@@ -122,11 +122,16 @@ async def check_limit(context: Context, credit: Credit) -> None:
         raise Unprocessable("amount_usd: the balance would be beyond the 9,000,000 dollars an account may hold.")
 
 
-def _amount(text: str) -> int:
+def parsed(amount_usd: str) -> int:
+    """Nano-dollars. Raises Unprocessable."""
     try:
-        nanos = money.parse_usd(text)
+        return money.parse_usd(amount_usd)
     except ValueError as error:
         raise Unprocessable(f"amount_usd: {error}.") from None
+
+
+def _amount(text: str) -> int:
+    nanos = parsed(text)
     if nanos == 0:
         raise Unprocessable("amount_usd: an entry of nothing changes nothing.")
     return nanos
@@ -147,7 +152,7 @@ def _view(credit: Credit) -> CreditView:
 
 
 def _row_view(row: Row) -> CreditView:
-    expires_ms = _milliseconds(row["expires_at"])
+    expires_ms = clock.to_unix_ms(row["expires_at"])
     return CreditView(
         id=row["credit_id"],
         account_id=row["account_id"],
@@ -157,12 +162,8 @@ def _row_view(row: Row) -> CreditView:
         actor=row["actor"],
         expires_at=time_of(expires_ms) if expires_ms else None,
         about_id=row["about_id"] or None,
-        created_at=time_of(_milliseconds(row["time"])),
+        created_at=time_of(clock.to_unix_ms(row["time"])),
     )
-
-
-def _milliseconds(time: Any) -> int:
-    return clock.to_unix_ms(time)
 
 
 _ALL: Final = "/accounts/{account_id}/credits"
