@@ -15,6 +15,7 @@ from libs.common import failpoints, ids
 from libs.common.entities import AlertRule, Channel, Delivery, Incident
 from libs.common.sealing import Sealer, new_key
 from services.admin.resource import Context
+from tests import apart
 from tests.integration.accounting_rig import Rig, until
 from tests.integration.admin_rig import Admin
 from tests.integration.alerts_rig import BY, Alerts
@@ -22,6 +23,8 @@ from tests.unit.accounting.samples import credit
 from tests.unit.gateway.upstreams import Asked, Server, Wire, serving
 
 pytestmark = [pytest.mark.anyio, pytest.mark.alone]
+nats_url, redis_url = apart.nats_url, apart.redis_url
+"""Stores of its own: the control plane of another test that is still up would do the chores of this one."""
 OK, BUSY, NO = (b"HTTP/1.1 %d X\r\ncontent-length: 0\r\n\r\n" % status for status in (200, 503, 410))
 USD = 10**9
 
