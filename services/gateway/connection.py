@@ -96,6 +96,8 @@ class RelayProtocol(HttpToolsProtocol):
         self._phase = _DISCARD
         self._head = self._held = b""
         super().connection_lost(exc)
+        if self.cycle is not None and self.cycle.disconnected:
+            self.cycle.tell_left()
 
     def data_received(self, data: bytes) -> None:
         start = 0
@@ -326,6 +328,7 @@ class RelayProtocol(HttpToolsProtocol):
         if interrupted is not None and not interrupted.response_complete:
             interrupted.disconnected = True
             interrupted.message_event.set()
+            interrupted.tell_left()
             if interrupted.response_started and not interrupted.end_is_marked:
                 self._reset()
                 return

@@ -11,7 +11,7 @@ import socket
 import struct
 import sys
 import urllib.parse
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, Literal, Protocol
 
 from uvicorn._types import ASGI3Application, ASGISendEvent, HTTPScope
@@ -23,6 +23,7 @@ from libs.common import ids
 from libs.common.errors import InternalError, Overloaded, RelayError
 from services.gateway.asgi import answer_of
 from services.gateway.headers import Headers
+from services.gateway.outlet import EXTENSION
 
 _log: Final = logging.getLogger("relay.server")
 _BODILESS: Final = frozenset({204, 304})
@@ -75,7 +76,7 @@ class Edge(Protocol):
 
 
 class Cycle(RequestResponseCycle):
-    """See the module's docstring."""
+    """See the module's docstring. It is an `outlet.Outlet` too, which the application finds in its scope."""
 
     def __init__(self, edge: Edge, *, keep_alive: bool, expects_continue: bool, body_is_chunked: bool) -> None:
         super().__init__(
@@ -95,8 +96,10 @@ class Cycle(RequestResponseCycle):
         self._body_bytes = 0
         self._body_is_chunked = body_is_chunked
         self._has_body = True
-        self._left: int | None = None
+        self._due: int | None = None
         """Bytes of the answer still due; None where its length is not declared."""
+        self._on_left: Callable[[], None] | None = None
+        edge.scope["extensions"] = {EXTENSION: self}  # type: ignore[dict-item]
 
     def hold_body(self, size: int) -> bool:
         """Count bytes of the request's body as held in memory. False: the process holds too many."""
@@ -115,7 +118,7 @@ class Cycle(RequestResponseCycle):
     @property
     def end_is_marked(self) -> bool:
         """Whether the answer that has begun says itself where it ends, so that a connection closed early shows."""
-        return bool(self.chunked_encoding) or self._left is not None or not self._has_body
+        return bool(self.chunked_encoding) or self._due is not None or not self._has_body
 
     async def run_asgi(self, app: ASGI3Application) -> None:
         """The request's task. An application that returns in mid-answer breaks the connection: nobody takes that for an end."""
@@ -137,6 +140,7 @@ class Cycle(RequestResponseCycle):
         finally:
             self._release_body()
             self.body = bytearray()
+            self.scope.pop("extensions", None)  # it refers to us, and we to it
 
     async def _answer_failure(self, error: RelayError) -> None:
         """The application has failed without a word."""
@@ -161,6 +165,58 @@ class Cycle(RequestResponseCycle):
         else:
             raise RuntimeError(f"{message['type']} is out of order")
 
+    # -- Outlet --------------------------------------------------------------------------------------------------------
+
+    @property
+    def is_full(self) -> bool:
+        """See Outlet."""
+        return self.flow.write_paused and not (self.disconnected or self.response_complete)
+
+    async def drained(self) -> None:
+        """See Outlet."""
+        await self.flow.drain()
+
+    def begin(self, status: int, headers: Headers) -> None:
+        """See Outlet."""
+        if self.response_started:
+            raise RuntimeError("the answer has begun")
+        if not self.disconnected:
+            self._send_head(status, headers)
+
+    def write(self, chunk: bytes) -> None:
+        """See Outlet."""
+        if self.disconnected:
+            return
+        if self.response_complete or not self.response_started:
+            raise RuntimeError("a piece of the answer is out of order")
+        self._send_body(chunk, more=True)
+
+    def end(self) -> None:
+        """See Outlet."""
+        if self.disconnected:
+            return
+        if self.response_complete or not self.response_started:
+            raise RuntimeError("the end of the answer is out of order")
+        self._send_body(b"", more=False)
+
+    def watch(self, left: Callable[[], None]) -> None:
+        """See Outlet."""
+        self._on_left = left
+        if self.disconnected:
+            self.tell_left()
+
+    def unwatch(self) -> None:
+        """See Outlet."""
+        self._on_left = None
+
+    def tell_left(self) -> None:
+        """Called by the connection: the caller is gone before his answer was whole."""
+        left, self._on_left = self._on_left, None
+        if left is not None:
+            left()
+
+    # ------------------------------------------------------------------------------------------------------------------
+
     def _send_head(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """`headers` as ASGI has them: names in lower case."""
         self.waiting_for_100_continue = False
@@ -171,7 +227,7 @@ class Cycle(RequestResponseCycle):
         lines = [STATUS_LINE[status][:-2]]
         for name, value in (*self.default_headers, *headers):
             if name == b"content-length":
-                self._left = int(value)
+                self._due = int(value)
             elif name == b"connection":
                 self.keep_alive = self.keep_alive and b"close" not in value.lower()
                 continue
@@ -179,7 +235,7 @@ class Cycle(RequestResponseCycle):
                 continue
             lines.append(name + b": " + value)
         self.chunked_encoding = False
-        if self._left is None and self._has_body:
+        if self._due is None and self._has_body:
             if self.scope["http_version"] == "1.1":
                 self.chunked_encoding = True
                 lines.append(b"transfer-encoding: chunked")
@@ -198,21 +254,21 @@ class Cycle(RequestResponseCycle):
 
     def _send_body(self, body: bytes, *, more: bool) -> None:
         if not self._has_body:
-            self._left = 0
+            self._due = 0
         elif self.chunked_encoding:
             pieces = [b"%x\r\n" % len(body), body, b"\r\n"] if body else []
             if not more:
                 pieces.append(b"0\r\n\r\n")
             self.transport.write(b"".join(pieces))
         else:
-            if self._left is not None:
-                self._left -= len(body)
-                if self._left < 0:
+            if self._due is not None:
+                self._due -= len(body)
+                if self._due < 0:
                     raise RuntimeError("the body is longer than its content-length")
             self.transport.write(body)
         if more:
             return
-        if self._left:
+        if self._due:
             raise RuntimeError("the body is shorter than its content-length")
         self.response_complete = True
         self.message_event.set()

@@ -10,7 +10,6 @@ from typing import Any, Final
 
 import httpx2
 import msgspec
-from starlette.types import Receive, Send
 
 from libs.common.config import GatewayConfig
 from libs.common.errors import InternalError, RelayError, UpstreamFailed
@@ -18,20 +17,21 @@ from libs.common.events import UsageRecorded
 from libs.common.leases import Granted
 from libs.common.metrics import Metrics
 from libs.common.pricing import Unpriced, price_event
-from libs.common.runtime import spawn
 from libs.common.usage import UsageUnreadable
-from services.gateway import asgi, masks, outcome, ratelimits, recovery
+from services.gateway import masks, outcome, ratelimits, recovery
 from services.gateway.admission import Request
+from services.gateway.asgi import answer_of
 from services.gateway.attempts import Attempts
 from services.gateway.headers import caller_response, value
 from services.gateway.keeper import LeaseKeeper
 from services.gateway.meter import GzipMeter, JsonMeter, Meter, Reading, StreamMeter
 from services.gateway.outcome import Ending, Verdict
+from services.gateway.outlet import Outlet
 from services.gateway.pool import Pool
 from services.gateway.publisher import Publisher
 from services.gateway.screen import ErrorScreen
 from services.gateway.spool import Spool
-from services.gateway.upstream import Call, explain
+from services.gateway.upstream import Call, explain, pour
 
 _log: Final = logging.getLogger("relay.exchange")
 _PLAIN: Final = frozenset({b"", b"identity"})
@@ -67,13 +67,14 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
 class Exchange:
     """See the module's docstring."""
 
-    def __init__(self, services: Services, *, request: Request, granted: Granted, call: Call) -> None:
+    def __init__(self, services: Services, *, request: Request, granted: Granted, call: Call, outlet: Outlet) -> None:
         self._services = services
         self._request = request
         self._request_id = request.id
         self._granted = granted
         self._limit_headers = ratelimits.headers(granted.figures)
         self._call = call
+        self._outlet = outlet
         self._attempts = Attempts(
             services.pool,
             services.config,
@@ -85,6 +86,8 @@ class Exchange:
         self._first_byte_us = 0
         self._bytes_out = 0
         self._reading = Reading()
+        self._meter: Meter
+        self._screen: ErrorScreen | None = None
         self._ending = Ending.BROKE
         self._answer_begun = False
         self._answer_ended = False
@@ -93,33 +96,32 @@ class Exchange:
         self._input_known = False
         self._deadline = asyncio.timeout(None)
 
-    async def run(self, receive: Receive, send: Send) -> None:
+    async def run(self) -> None:
         """Relay the request and record what it used."""
-        watch = spawn(self._watch_caller(receive), name="watch-caller")
         try:
             async with self._deadline:
-                await self._relay(send)
+                self._outlet.watch(self._on_caller_left)
+                await self._relay()
         except asyncio.CancelledError:
             self._ending = Ending.SHUT_DOWN
             raise
         except RelayError as error:
-            await self._fail(send, error)
+            await self._fail(error)
         except Exception as error:  # noqa: BLE001 - whatever it was, the request ends in one event
             if isinstance(error, TimeoutError) and self._deadline.expired():
                 # what never went out, because there was no connection yet, is nobody's work
                 self._ending = Ending.ABANDONED if self._attempts.sent else Ending.BROKE
             else:
                 _log.exception("exchange %s failed", self._request_id)
-                await self._fail(send, InternalError(_OWN_FAULT))
+                await self._fail(InternalError(_OWN_FAULT))
         finally:
-            watch.cancel()
+            self._outlet.unwatch()
             self._services.drains.count -= self._draining
             self._attempts.release()
             self._record()
 
-    async def _watch_caller(self, receive: Receive) -> None:
-        await asgi.until_disconnect(receive)
-        if self._answer_ended:  # the server says "disconnect" after a whole answer too
+    def _on_caller_left(self) -> None:
+        if self._answer_ended:  # other servers say "disconnect" after a whole answer too
             return
         self._caller_left = True
         self._attempts.stop()
@@ -133,22 +135,23 @@ class Exchange:
         self._services.keeper.drain(self._granted.lease)
         self._deadline.reschedule(now + drains.seconds)
 
-    async def _relay(self, send: Send) -> None:
+    async def _relay(self) -> None:
         sent = await self._attempts.send(self._call)
         self._call = msgspec.structs.replace(self._call, body=b"")  # megabytes, and a stream may last for minutes
         response = sent.response
         try:
             if sent.body is not None:
                 self._ending = Ending.ANSWERED
-                await self._begin(response, send)
-                await self._pass(send, sent.body)
-                await self._send_last(send, b"")
+                self._begin(response)
+                if sent.body:
+                    self._pass(sent.body)
+                await self._end()
             elif response.status_code >= 300:
                 raise UpstreamFailed(_ODD_ANSWER)
             elif self._is_stream(value(response.headers.raw, b"content-type")):
-                await self._relay_stream(response, send)
+                await self._relay_stream(response)
             else:
-                await self._relay_json(response, send)
+                await self._relay_json(response)
         finally:
             await response.aclose()
 
@@ -156,53 +159,59 @@ class Exchange:
         media_type = content_type.partition(b";")[0].strip().lower()
         return media_type == b"text/event-stream" or (not media_type and self._request.ask.stream)
 
-    async def _relay_json(self, response: httpx2.Response, send: Send) -> None:
-        meter = self._metered(JsonMeter(self._services.metrics), response)
-        await self._begin(response, send)
+    async def _relay_json(self, response: httpx2.Response) -> None:
+        self._meter = self._metered(JsonMeter(self._services.metrics), response)
+        self._begin(response)
         try:
-            async for chunk in response.stream:  # type: ignore[union-attr]
-                await self._pass(send, chunk)
-                meter.feed(chunk)
+            await pour(response, self._take, self._outlet.drained)
         except httpx2.TransportError as error:
             raise explain(error) from error
         self._ending = Ending.ANSWERED
         try:
-            await self._send_last(send, b"")
+            await self._end()
         finally:
-            meter.end()
+            self._meter.end()
 
-    async def _relay_stream(self, response: httpx2.Response, send: Send) -> None:
+    async def _relay_stream(self, response: httpx2.Response) -> None:
         stream_meter = StreamMeter(self._services.metrics)
-        meter = self._metered(stream_meter, response)
-        screen = ErrorScreen()
-        await self._begin(response, send, keep_length=False)  # an event of ours may have to follow
+        self._meter = meter = self._metered(stream_meter, response)
+        self._screen = screen = ErrorScreen()
+        self._begin(response, keep_length=False)  # an event of ours may have to follow
         try:
-            async for chunk in response.stream:  # type: ignore[union-attr]
-                try:
-                    if passed := screen.feed(chunk):
-                        await self._pass(send, passed)
-                finally:  # what came from the upstream counts, also if the time was up while the caller did not take it
-                    meter.feed(chunk)
-                if not self._input_known and self._reading.usage_start is not None:
-                    self._note_start(self._reading.usage_start)
+            await pour(response, self._take, self._outlet.drained)
         except httpx2.TransportError as error:
             _log.warning("%s: upstream broke inside a stream: %s", self._request_id, type(error).__name__)
             self._services.metrics.add("relay_upstream_errors_total", "broken_stream")
         if held := screen.flush():  # an error event that the upstream did not end
-            await self._pass(send, held)
+            self._pass(held)
         meter.end()
         if self._reading.complete:
             self._ending = Ending.ANSWERED
         self._services.metrics.add("relay_upstream_masked_total", "event", screen.masked)
-        await self._end_stream(send, at_boundary=meter is stream_meter and stream_meter.at_boundary)
+        await self._end_stream(at_boundary=meter is stream_meter and stream_meter.at_boundary)
 
-    async def _end_stream(self, send: Send, *, at_boundary: bool) -> None:
+    async def _end_stream(self, *, at_boundary: bool) -> None:
         """End politely only what is whole, or what the upstream itself has called an error."""
         if self._reading.complete or self._reading.error_type:
-            await self._send_last(send, b"")
+            await self._end()
         elif at_boundary:
-            await self._send_last(send, masks.broken_stream_event(self._request_id))
-        # else: returning without the last chunk makes the server break the connection, which no client takes for success
+            self._pass(masks.broken_stream_event(self._request_id))
+            await self._end()
+        else:  # returning without the last chunk makes the server break the connection, which no client takes for success
+            await self._drained()
+
+    def _take(self, chunk: bytes) -> bool:
+        """A piece of the upstream's answer, called in the read that brought it: out it goes, and then it is looked at.
+
+        Whether the caller's end is full.
+        """
+        screen = self._screen
+        if passed := chunk if screen is None else screen.feed(chunk):
+            self._pass(passed)
+        self._meter.feed(chunk)
+        if not self._input_known and screen is not None and self._reading.usage_start is not None:
+            self._note_start(self._reading.usage_start)
+        return self._outlet.is_full
 
     def _metered(self, meter: StreamMeter | JsonMeter, response: httpx2.Response) -> Meter:
         coding = value(response.headers.raw, b"content-encoding").lower()
@@ -213,7 +222,7 @@ class Exchange:
             return GzipMeter(meter, self._services.metrics)
         raise UpstreamFailed(_ODD_ANSWER)
 
-    async def _begin(self, response: httpx2.Response, send: Send, *, keep_length: bool = True) -> None:
+    def _begin(self, response: httpx2.Response, *, keep_length: bool = True) -> None:
         self._answer_begun = True
         if self._caller_left:
             return
@@ -223,25 +232,34 @@ class Exchange:
         headers += self._limit_headers
         if not keep_length:
             headers = [pair for pair in headers if pair[0] != b"content-length"]
-        await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
+        self._outlet.begin(response.status_code, headers)
 
-    async def _pass(self, send: Send, chunk: bytes) -> None:
+    def _pass(self, chunk: bytes) -> None:
         if not self._first_byte_us:
             self._first_byte_us = self._elapsed_us()
         self._bytes_out += len(chunk)
         if not self._caller_left:
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            self._outlet.write(chunk)
 
-    async def _send_last(self, send: Send, chunk: bytes) -> None:
+    async def _end(self) -> None:
+        await self._drained()
         self._answer_ended = True
         if not self._caller_left:
-            await send({"type": "http.response.body", "body": chunk, "more_body": False})
+            self._outlet.end()
+            await self._drained()
 
-    async def _fail(self, send: Send, error: RelayError) -> None:
+    async def _drained(self) -> None:
+        if not self._caller_left and self._outlet.is_full:
+            await self._outlet.drained()
+
+    async def _fail(self, error: RelayError) -> None:
         """Answer with an error, or, when the answer has begun, leave it visibly broken."""
         self._services.metrics.add("relay_upstream_errors_total", type(error).__name__)
         if not self._answer_begun and not self._caller_left:
-            await asgi.answer_error(send, error, self._request_id, self._limit_headers)
+            status, headers, body = answer_of(error, self._request_id)
+            self._outlet.begin(status, headers + self._limit_headers)
+            self._outlet.write(body)
+            await self._end()
 
     def _elapsed_us(self) -> int:
         return int((time.monotonic() - self._started) * 1_000_000)

@@ -24,6 +24,7 @@ from services.gateway.exchange import Exchange, Services
 from services.gateway.framing import connection_listed
 from services.gateway.free import FreePaths, Visit
 from services.gateway.headers import Headers, client_family, value
+from services.gateway.outlet import outlet_of
 from services.gateway.prices import Prices
 from services.gateway.targets import Refusal, Route, Target, resolve
 from services.gateway.upstream import Call
@@ -129,9 +130,10 @@ class Proxy:
                 body=body,
                 connection_listed=connection_listed(headers),
             )
-            exchange = Exchange(self._services, request=request, granted=granted, call=call)
+            outlet = outlet_of(scope, receive, send)
+            exchange = Exchange(self._services, request=request, granted=granted, call=call, outlet=outlet)
             del body, call  # the exchange lets go of it when it has been sent
-            await exchange.run(receive, send)
+            await exchange.run()
 
     async def _without_charge(
         self, target: Target, request_id: str, scope: Scope, receive: Receive, send: Send

@@ -1,7 +1,7 @@
 """The only code that speaks to the Claude API: builds the request, opens the answer, and names what went wrong."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import httpx2
@@ -9,6 +9,7 @@ import msgspec
 
 from libs.common.errors import Overloaded, RelayError, UpstreamFailed, UpstreamTimedOut
 from services.gateway.headers import Headers, upstream_request, value
+from services.gateway.upstream_connection import Answer
 from services.gateway.verdict import NEVER_SENT
 
 _log: Final = logging.getLogger("relay.upstream")
@@ -83,6 +84,22 @@ def explain(error: httpx2.TransportError) -> RelayError:
     if isinstance(error, httpx2.TimeoutException):
         return UpstreamTimedOut(_SILENT)
     return UpstreamFailed(_BROKE)
+
+
+async def pour(
+    response: httpx2.Response, take: Callable[[bytes], bool], drained: Callable[[], Awaitable[None]]
+) -> None:
+    """Hand the body to `take` as it comes; when that says its receiver is full, `drained` is waited for.
+
+    Raises httpx2.TransportError, and what the two raise.
+    """
+    stream = response.stream
+    if isinstance(stream, Answer):
+        await stream.pour(take, drained)
+        return
+    async for chunk in stream:  # type: ignore[union-attr]
+        if take(chunk):
+            await drained()
 
 
 async def read_whole(response: httpx2.Response, *, bytes_max: int) -> bytes:

@@ -9,7 +9,7 @@ import asyncio
 import select
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final
 
 import httptools
@@ -38,6 +38,10 @@ class Answer(httpx2.AsyncByteStream):
         self._bodyless = bodyless
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._waiter: asyncio.Future[None] | None = None
+        self._take: Callable[[bytes], bool] | None = None
+        """Who is handed each chunk in the read that brings it."""
+        self._taker_is_full = False
+        self._taker_failed: Exception | None = None
         self._pieces: list[bytes] = []
         self._chunks: list[bytes] = []
         self._buffered = self._head_bytes = self._barren_bytes = 0
@@ -67,12 +71,33 @@ class Answer(httpx2.AsyncByteStream):
             if self.error is not None:
                 raise self.error
             await self._wait()
-        chunks, self._chunks = self._chunks, []
-        self._buffered = 0
-        if self._connection.paused:
-            self.waiting_since = self._loop.time()
-            self._connection.resume()
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        return self._kept()
+
+    async def pour(self, take: Callable[[bytes], bool], drained: Callable[[], Awaitable[None]]) -> None:
+        """The body to its end, each chunk handed to `take` in the very read that brought it.
+
+        `take` says whether its receiver is full: then what comes is kept, up to the high water mark, until `drained` returns.
+        What comes with the end of the body is taken by the reader's own task, so that the two go out together.
+        Raises httpx2.TransportError, and what `take` and `drained` raise.
+        """
+        while True:
+            if self._taker_failed is not None:
+                raise self._taker_failed
+            if self._taker_is_full:
+                self._taker_is_full = False
+                await drained()
+            elif self._chunks:
+                self._taker_is_full = take(self._kept())
+            elif self.done:
+                return
+            elif self.error is not None:
+                raise self.error
+            else:
+                self._take = take
+                try:
+                    await self._wait()
+                finally:
+                    self._take = None
 
     async def aclose(self) -> None:
         """End the exchange; before its end this closes the connection. Safe to call twice."""
@@ -103,7 +128,13 @@ class Answer(httpx2.AsyncByteStream):
         except httptools.HttpParserError as error:
             self.fail(httpx2.RemoteProtocolError(f"malformed answer: {error}"))
         if self._pieces:
-            self._keep_pieces()
+            pieces, self._pieces = self._pieces, []
+            self._barren_bytes = 0
+            chunk = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            if self._take is not None and not self.done and self.error is None:
+                self._hand_over(chunk, self._take)
+                return
+            self._keep(chunk)
         else:  # head, trailers, chunk extensions
             self._barren_bytes += len(data)
             if self._barren_bytes > self._connection.head_bytes_max and not self.done:
@@ -193,11 +224,28 @@ class Answer(httpx2.AsyncByteStream):
 
     # ----------------------------------------------------------------------------------------------------------------
 
-    def _keep_pieces(self) -> None:
-        pieces, self._pieces = self._pieces, []
-        chunk = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    def _hand_over(self, chunk: bytes, take: Callable[[bytes], bool]) -> None:
+        try:
+            self._taker_is_full = take(chunk)
+        except Exception as error:  # noqa: BLE001 - raised in the task that reads
+            self._taker_failed = error
+        else:
+            if not self._taker_is_full:
+                return
+        self._take = None
+        self._wake()
+
+    def _kept(self) -> bytes:
+        """What has come and nobody has taken, as one chunk."""
+        chunks, self._chunks = self._chunks, []
+        self._buffered = 0
+        if self._connection.paused:
+            self.waiting_since = self._loop.time()
+            self._connection.resume()
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    def _keep(self, chunk: bytes) -> None:
         self._chunks.append(chunk)
-        self._barren_bytes = 0
         self._buffered += len(chunk) + _PIECE_BYTES
         if self._buffered > self._connection.high_water and not self.done:
             self._connection.pause()

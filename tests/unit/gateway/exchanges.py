@@ -19,6 +19,7 @@ from libs.common.metrics import Metrics
 from services.gateway import recovery
 from services.gateway.admission import Principal, Request
 from services.gateway.exchange import Drains, Exchange, Services
+from services.gateway.outlet import AsgiOutlet
 from services.gateway.peek import peek
 from services.gateway.pool import Pool
 from services.gateway.publisher import Publisher
@@ -231,16 +232,17 @@ class Bench:
                 figures=Figures(Window(1000, 999, 1_764_000_000), None, None),
             ),
             call=Call(method="POST", target=b"/v1/messages", headers=[(b"x-api-key", b"sk-cr-caller")], body=BODY),
+            outlet=AsgiOutlet(self.caller.receive, self.caller.send),
         )
 
     def start(self) -> "asyncio.Task[None]":
         """Run it in a task."""
-        return asyncio.get_running_loop().create_task(self.exchange.run(self.caller.receive, self.caller.send))
+        return asyncio.get_running_loop().create_task(self.exchange.run())
 
     async def run(self) -> UsageRecorded:
         """Run it to its end; the one event it left."""
         async with asyncio.timeout(5):
-            await self.exchange.run(self.caller.receive, self.caller.send)
+            await self.exchange.run()
         return await self.recorded()
 
     async def recorded(self) -> UsageRecorded:
