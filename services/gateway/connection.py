@@ -314,6 +314,7 @@ class RelayProtocol(HttpToolsProtocol):
     def break_off(self) -> None:
         """Called by the cycle: its answer ends here, and is not whole."""
         if self.cycle.end_is_marked:
+            self.cycle.flush()
             self.close()
         else:
             self._reset()
@@ -326,6 +327,7 @@ class RelayProtocol(HttpToolsProtocol):
         if interrupted is None or not interrupted.response_started:
             self.transport.write(refusal(error, self.server_state.default_headers))
         if interrupted is not None and not interrupted.response_complete:
+            interrupted.flush()
             interrupted.disconnected = True
             interrupted.message_event.set()
             interrupted.tell_left()

@@ -54,6 +54,7 @@ class BodyBudget:
 class Edge(Protocol):
     """What a cycle needs of its connection."""
 
+    loop: asyncio.AbstractEventLoop
     transport: asyncio.Transport
     flow: FlowControl
     scope: HTTPScope
@@ -98,6 +99,9 @@ class Cycle(RequestResponseCycle):
         self._has_body = True
         self._due: int | None = None
         """Bytes of the answer still due; None where its length is not declared."""
+        self._unsent = b""
+        """The head, until something follows it or the loop has turned; what is held for the end."""
+        self._holding = False
         self._on_left: Callable[[], None] | None = None
         edge.scope["extensions"] = {EXTENSION: self}  # type: ignore[dict-item]
 
@@ -191,6 +195,10 @@ class Cycle(RequestResponseCycle):
             raise RuntimeError("a piece of the answer is out of order")
         self._send_body(chunk, more=True)
 
+    def hold(self) -> None:
+        """See Outlet."""
+        self._holding = True
+
     def end(self) -> None:
         """See Outlet."""
         if self.disconnected:
@@ -250,26 +258,43 @@ class Cycle(RequestResponseCycle):
             raise RuntimeError("a line break, a NUL or a byte beyond ASCII inside a response header")
         self.response_started = True
         self._release_body()
-        self.transport.write(head)
+        self._unsent = head
+        self._edge.loop.call_soon(self.flush)
+
+    def _put(self, data: bytes, *, more: bool) -> None:
+        """Write what begins with all that was unsent."""
+        if self._holding and more:
+            self._unsent = data
+            return
+        self._unsent = b""
+        if data:
+            self.transport.write(data)
+
+    def flush(self) -> None:
+        """Send the head if nothing has followed it yet, or what was held for an end that does not come."""
+        if self._unsent and not self.disconnected:
+            unsent, self._unsent = self._unsent, b""
+            self.transport.write(unsent)
 
     def _send_body(self, body: bytes, *, more: bool) -> None:
         if not self._has_body:
             self._due = 0
         elif self.chunked_encoding:
-            pieces = [b"%x\r\n" % len(body), body, b"\r\n"] if body else []
+            pieces = [self._unsent, b"%x\r\n" % len(body), body, b"\r\n"] if body else [self._unsent]
             if not more:
                 pieces.append(b"0\r\n\r\n")
-            self.transport.write(b"".join(pieces))
+            self._put(b"".join(pieces), more=more)
         else:
             if self._due is not None:
                 self._due -= len(body)
                 if self._due < 0:
                     raise RuntimeError("the body is longer than its content-length")
-            self.transport.write(body)
+            self._put(self._unsent + body if self._unsent else body, more=more)
         if more:
             return
         if self._due:
             raise RuntimeError("the body is shorter than its content-length")
+        self.flush()  # where there is no body
         self.response_complete = True
         self.message_event.set()
         if not self.keep_alive:

@@ -163,7 +163,7 @@ class Exchange:
         self._meter = self._metered(JsonMeter(self._services.metrics), response)
         self._begin(response)
         try:
-            await pour(response, self._take, self._outlet.drained)
+            await pour(response, self._take, self._outlet)
         except httpx2.TransportError as error:
             raise explain(error) from error
         self._ending = Ending.ANSWERED
@@ -178,7 +178,7 @@ class Exchange:
         self._screen = screen = ErrorScreen()
         self._begin(response, keep_length=False)  # an event of ours may have to follow
         try:
-            await pour(response, self._take, self._outlet.drained)
+            await pour(response, self._take, self._outlet)
         except httpx2.TransportError as error:
             _log.warning("%s: upstream broke inside a stream: %s", self._request_id, type(error).__name__)
             self._services.metrics.add("relay_upstream_errors_total", "broken_stream")

@@ -34,6 +34,9 @@ class Outlet(Protocol):
     def write(self, chunk: bytes) -> None:
         """A piece of the body, not empty."""
 
+    def hold(self) -> None:
+        """The end follows at once: what is written until then may leave with it."""
+
     def end(self) -> None:
         """The answer is whole."""
 
@@ -70,6 +73,9 @@ class AsgiOutlet:
     def write(self, chunk: bytes) -> None:
         """See Outlet."""
         self._waiting.append({"type": "http.response.body", "body": chunk, "more_body": True})
+
+    def hold(self) -> None:
+        """See Outlet."""
 
     def end(self) -> None:
         """See Outlet."""

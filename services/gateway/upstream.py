@@ -1,7 +1,7 @@
 """The only code that speaks to the Claude API: builds the request, opens the answer, and names what went wrong."""
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Final
 
 import httpx2
@@ -9,6 +9,7 @@ import msgspec
 
 from libs.common.errors import Overloaded, RelayError, UpstreamFailed, UpstreamTimedOut
 from services.gateway.headers import Headers, upstream_request, value
+from services.gateway.outlet import Outlet
 from services.gateway.upstream_connection import Answer
 from services.gateway.verdict import NEVER_SENT
 
@@ -86,20 +87,18 @@ def explain(error: httpx2.TransportError) -> RelayError:
     return UpstreamFailed(_BROKE)
 
 
-async def pour(
-    response: httpx2.Response, take: Callable[[bytes], bool], drained: Callable[[], Awaitable[None]]
-) -> None:
-    """Hand the body to `take` as it comes; when that says its receiver is full, `drained` is waited for.
+async def pour(response: httpx2.Response, take: Callable[[bytes], bool], outlet: Outlet) -> None:
+    """Hand the body to `take`, which writes it to `outlet`, as it comes; `take` says whether that is full: then it is waited for.
 
     Raises httpx2.TransportError, and what the two raise.
     """
     stream = response.stream
     if isinstance(stream, Answer):
-        await stream.pour(take, drained)
+        await stream.pour(take, outlet)
         return
     async for chunk in stream:  # type: ignore[union-attr]
         if take(chunk):
-            await drained()
+            await outlet.drained()
 
 
 async def read_whole(response: httpx2.Response, *, bytes_max: int) -> bytes:

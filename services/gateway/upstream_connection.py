@@ -9,13 +9,14 @@ import asyncio
 import select
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Final
 
 import httptools
 import httpx2
 
 from services.gateway.headers import Headers
+from services.gateway.outlet import Outlet
 
 Origin = tuple[str, str, int]
 """Scheme, host, port."""
@@ -73,20 +74,22 @@ class Answer(httpx2.AsyncByteStream):
             await self._wait()
         return self._kept()
 
-    async def pour(self, take: Callable[[bytes], bool], drained: Callable[[], Awaitable[None]]) -> None:
-        """The body to its end, each chunk handed to `take` in the very read that brought it.
+    async def pour(self, take: Callable[[bytes], bool], outlet: Outlet) -> None:
+        """The body to its end, each chunk handed to `take`, which writes it to `outlet`, in the very read that brought it.
 
-        `take` says whether its receiver is full: then what comes is kept, up to the high water mark, until `drained` returns.
+        `take` says whether the outlet is full: then what comes is kept, up to the high water mark, until there is room again.
         What comes with the end of the body is taken by the reader's own task, so that the two go out together.
-        Raises httpx2.TransportError, and what `take` and `drained` raise.
+        Raises httpx2.TransportError, and what `take` and `outlet` raise.
         """
         while True:
             if self._taker_failed is not None:
                 raise self._taker_failed
             if self._taker_is_full:
                 self._taker_is_full = False
-                await drained()
+                await outlet.drained()
             elif self._chunks:
+                if self.done:
+                    outlet.hold()
                 self._taker_is_full = take(self._kept())
             elif self.done:
                 return
