@@ -96,7 +96,7 @@ class RelayProtocol(HttpToolsProtocol):
         self._phase = _DISCARD
         self._head = self._held = b""
         super().connection_lost(exc)
-        if self.cycle is not None and self.cycle.disconnected:
+        if self.cycle is not None:
             self.cycle.tell_left()
 
     def data_received(self, data: bytes) -> None:
@@ -224,8 +224,7 @@ class RelayProtocol(HttpToolsProtocol):
             raise self._refusal
         if self.parser.should_upgrade():
             return
-        self._chunked = b"transfer-encoding" in by_name
-        self._body_bytes = self._framing_bytes = 0
+        self._chunked, self._body_bytes, self._framing_bytes = b"transfer-encoding" in by_name, 0, 0
         self._body_left = sys.maxsize if self._chunked else size
         if size or self._chunked:
             self.deadline = self.loop.time() + self._body_seconds(size)
@@ -313,8 +312,8 @@ class RelayProtocol(HttpToolsProtocol):
 
     def break_off(self) -> None:
         """Called by the cycle: its answer ends here, and is not whole."""
+        self.cycle.flush()
         if self.cycle.end_is_marked:
-            self.cycle.flush()
             self.close()
         else:
             self._reset()

@@ -218,9 +218,9 @@ class Cycle(RequestResponseCycle):
         self._on_left = None
 
     def tell_left(self) -> None:
-        """Called by the connection: the caller is gone before his answer was whole."""
+        """Called by the connection when it is over: the caller is gone, if his answer was not whole."""
         left, self._on_left = self._on_left, None
-        if left is not None:
+        if left is not None and self.disconnected:
             left()
 
     # ------------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import msgspec
 from libs.common.errors import Overloaded, RelayError, UpstreamFailed, UpstreamTimedOut
 from services.gateway.headers import Headers, upstream_request, value
 from services.gateway.outlet import Outlet
-from services.gateway.upstream_connection import Answer
+from services.gateway.upstream_answer import Answer
 from services.gateway.verdict import NEVER_SENT
 
 _log: Final = logging.getLogger("relay.upstream")

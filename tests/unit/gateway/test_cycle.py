@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from libs.common.errors import Overloaded
 from services.gateway.cycle import BodyBudget, CallerSide, caller_side, refusal, reset
+from services.gateway.outlet import AsgiOutlet, Outlet, outlet_of
 from tests.unit.gateway.connections import Connections, FakeTransport, settle
 
 pytestmark = pytest.mark.anyio
@@ -117,6 +118,148 @@ async def test_more_after_the_end_is_an_error_of_the_application_only(caplog: py
     assert transport.output.endswith(b"\r\n\r\nok") and not transport.closed
     assert "after the answer was complete" in caplog.text
     transport.close()
+
+
+def outlet_app(play: Callable[[Outlet], Awaitable[None]]) -> Play:
+    """An application that writes as the relay does."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        outlet = outlet_of(scope, receive, send)
+        assert not isinstance(outlet, AsgiOutlet)
+        await play(outlet)
+
+    return app
+
+
+async def test_a_head_leaves_with_what_follows_it_in_the_same_turn() -> None:
+    async def play(outlet: Outlet) -> None:
+        outlet.begin(200, [LENGTH_2])
+        outlet.write(b"ok")
+        outlet.end()
+
+    transport, _ = await played(outlet_app(play))
+    assert transport.written == [b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"]
+
+
+async def test_a_head_alone_leaves_when_the_loop_has_turned() -> None:
+    seen: list[list[bytes]] = []
+
+    async def play(outlet: Outlet) -> None:
+        outlet.begin(200, [])
+        await asyncio.sleep(0)
+        seen.append(list(transport.written))
+        outlet.write(b"a")
+        seen.append(list(transport.written))
+
+    connections = Connections(outlet_app(play))
+    protocol, transport = connections.new()
+    protocol.data_received(GET)
+    await settle()
+    head = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+    assert seen == [[head], [head, b"1\r\na\r\n"]]
+
+
+@pytest.mark.parametrize("ends", [True, False])
+async def test_what_is_held_leaves_with_the_end_and_also_if_that_does_not_come(ends: bool) -> None:
+    async def play(outlet: Outlet) -> None:
+        outlet.begin(200, [])
+        outlet.write(b"a")
+        outlet.hold()
+        outlet.write(b"b")
+        outlet.write(b"c")
+        if ends:
+            outlet.end()
+
+    transport, _ = await played(outlet_app(play))
+    first = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n"
+    held = b"1\r\nb\r\n1\r\nc\r\n"
+    assert transport.written == [first, held + b"0\r\n\r\n" if ends else held]
+    assert transport.closed is not ends
+
+
+async def test_who_watches_hears_once_that_the_caller_has_left() -> None:
+    told: list[str] = []
+
+    async def play(outlet: Outlet) -> None:
+        outlet.watch(lambda: told.append("left"))
+        outlet.begin(200, [])
+        await gone.wait()
+        outlet.write(b"into the void")
+        outlet.end()
+        outlet.watch(lambda: told.append("at once"))
+
+    gone = asyncio.Event()
+    connections = Connections(outlet_app(play))
+    protocol, transport = connections.new()
+    protocol.data_received(GET)
+    await settle()
+    protocol.connection_lost(None)
+    protocol.connection_lost(None)
+    assert told == ["left"]
+    gone.set()
+    await settle()
+    assert told == ["left", "at once"]
+    assert len(transport.written) == 1
+
+
+@pytest.mark.parametrize("how", ["after the end", "unwatched"])
+async def test_nobody_hears_of_what_is_over(how: str) -> None:
+    told: list[str] = []
+
+    async def play(outlet: Outlet) -> None:
+        outlet.watch(lambda: told.append("left"))
+        if how == "unwatched":
+            outlet.unwatch()
+            await gone.wait()
+        outlet.begin(200, [LENGTH_2])
+        outlet.write(b"ok")
+        outlet.end()
+        await gone.wait()
+
+    gone = asyncio.Event()
+    connections = Connections(outlet_app(play))
+    protocol, _ = connections.new()
+    protocol.data_received(GET)
+    await settle()
+    protocol.connection_lost(None)
+    gone.set()
+    await settle()
+    assert told == []
+
+
+@pytest.mark.parametrize("wrong", ["begin twice", "write before", "end before", "write after", "end after"])
+async def test_an_answer_out_of_order_is_the_application_s_error(wrong: str) -> None:
+    errors: list[str] = []
+
+    async def play(outlet: Outlet) -> None:
+        try:
+            if wrong != "write before" and wrong != "end before":
+                outlet.begin(200, [LENGTH_2])
+                if wrong == "begin twice":
+                    outlet.begin(200, [])
+                outlet.write(b"ok")
+                outlet.end()
+            if wrong.startswith("write"):
+                outlet.write(b"more")
+            outlet.end()
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    await played(outlet_app(play))
+    assert len(errors) == 1
+
+
+async def test_a_cycle_is_not_kept_by_what_it_was_offered_in() -> None:
+    async def play(outlet: Outlet) -> None:
+        outlet.begin(200, [LENGTH_2])
+        outlet.write(b"ok")
+        outlet.end()
+
+    connections = Connections(outlet_app(play))
+    protocol, _ = connections.new()
+    protocol.data_received(GET)
+    await settle()
+    assert "extensions" not in protocol.cycle.scope
 
 
 async def test_a_failure_is_answered_and_logged_under_one_id(caplog: pytest.LogCaptureFixture) -> None:

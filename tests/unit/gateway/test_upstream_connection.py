@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.gateway.upstream_connection import Answer, Connection
+from services.gateway.upstream_answer import Answer
+from services.gateway.upstream_connection import Connection
 
 HEAD_BYTES_MAX = 4096
 HIGH_WATER = 1000
@@ -97,8 +98,7 @@ async def body_of(answer: Answer) -> bytes:
 
 
 OK = b"HTTP/1.1 200 OK\r\n"
-WHOLE = [
-    # answer, the end of the connection follows, body, reusable
+WHOLE = [  # answer, the end of the connection follows, body, reusable
     (OK + b"content-length: 5\r\n\r\nhello", False, b"hello", True),
     (OK + b"content-length: 0\r\n\r\n", False, b"", True),
     (OK + b"transfer-encoding: chunked\r\n\r\n3\r\nhel\r\n2;x=y\r\nlo\r\n0\r\n\r\n", False, b"hello", True),
