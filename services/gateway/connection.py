@@ -17,11 +17,10 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import httptools
-from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from libs.common.errors import BadRequest, Overloaded, RelayError
-from services.gateway.cycle import BodyBudget, CallerSide, Cycle, caller_side, refusal, reset, scope_of
+from services.gateway.cycle import CONTINUE, BodyBudget, CallerSide, Cycle, caller_side, refusal, reset, scope_of
 from services.gateway.framing import (
     BodyTimedOut,
     HeadTimedOut,
@@ -38,7 +37,6 @@ _BODY: Final = 2
 _ANSWER: Final = 3
 _DISCARD: Final = 4
 _BLANK_LINE: Final = b"\r\n\r\n"
-_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _FRAMING_SHARE_MAX: Final = 8
 """Of chunk sizes, extensions and trailers, for each byte of a chunked body; a chunk of one byte needs five."""
 
@@ -247,13 +245,9 @@ class RelayProtocol(HttpToolsProtocol):
             raise self._refusal
         if cycle.response_complete:
             return
-        if not cycle.hold_body(size):
+        if not cycle.take_body(body):
             self._refusal = Overloaded("The relay is busy with other requests. Nothing was charged; please try again.")
             raise self._refusal
-        cycle.body += body
-        if len(cycle.body) > HIGH_WATER_LIMIT:
-            self.flow.pause_reading()
-        cycle.message_event.set()
 
     def on_message_complete(self) -> None:
         if self._phase == _HEAD:  # an Upgrade: `_parse_without_upgrade` comes next
@@ -295,7 +289,7 @@ class RelayProtocol(HttpToolsProtocol):
         """Whether an answer is still due on a connection whose caller sends no more."""
         if self._phase == _ANSWER:
             if not self.cycle.response_started and self.scope["http_version"] == "1.1":
-                self.transport.write(_CONTINUE)  # a caller who has left answers it with a reset: see `expire`
+                self.transport.write(CONTINUE)  # a caller who has left answers it with a reset: see `expire`
             return True
         if self._phase == _IDLE:
             self._finish()

@@ -14,8 +14,8 @@ import urllib.parse
 from collections.abc import Callable, Iterable
 from typing import Any, Final, Literal, Protocol
 
-from uvicorn._types import ASGI3Application, ASGISendEvent, HTTPScope
-from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn._types import ASGI3Application, ASGIReceiveEvent, ASGISendEvent, HTTPScope
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 from uvicorn.server import ServerState
 
@@ -26,6 +26,7 @@ from services.gateway.headers import Headers
 from services.gateway.outlet import EXTENSION
 
 _log: Final = logging.getLogger("relay.server")
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _BODILESS: Final = frozenset({204, 304})
 _OWN_FAULT: Final = "The relay failed while it handled this request."
 _NO_LINGER: Final = struct.pack("ii", 1, 0)
@@ -94,6 +95,9 @@ class Cycle(RequestResponseCycle):
             on_response=edge.on_response_complete,
         )
         self._edge = edge
+        self._pieces: list[bytes] = []
+        """Of the request's body: what has come and was not received yet."""
+        self._unread_bytes = 0
         self._body_bytes = 0
         self._body_is_chunked = body_is_chunked
         self._has_body = True
@@ -105,14 +109,35 @@ class Cycle(RequestResponseCycle):
         self._on_left: Callable[[], None] | None = None
         edge.scope["extensions"] = {EXTENSION: self}  # type: ignore[dict-item]
 
-    def hold_body(self, size: int) -> bool:
-        """Count bytes of the request's body as held in memory. False: the process holds too many."""
+    def take_body(self, piece: bytes) -> bool:
+        """A piece of the request's body, kept until it is received. False: the process holds too many bytes of bodies."""
+        self._pieces.append(piece)
+        self._unread_bytes += len(piece)
+        if self._unread_bytes > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        self.message_event.set()
         if self.response_started:
             return True
         budget = self._edge.budget
-        self._body_bytes += size
-        budget.bytes_held += size
+        self._body_bytes += len(piece)
+        budget.bytes_held += len(piece)
         return budget.bytes_held <= budget.bytes_max
+
+    async def receive(self) -> ASGIReceiveEvent:
+        """ASGI. What has come of the body, as it was read from the socket where that was one read."""
+        if self.waiting_for_100_continue and not self.transport.is_closing():
+            self.transport.write(CONTINUE)
+            self.waiting_for_100_continue = False
+        if not (self.disconnected or self.response_complete):
+            self.flow.resume_reading()
+            await self.message_event.wait()
+            self.message_event.clear()
+        if self.disconnected or self.response_complete:
+            return {"type": "http.disconnect"}
+        pieces, self._pieces = self._pieces, []
+        self._unread_bytes = 0
+        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return {"type": "http.request", "body": body, "more_body": self.more_body}
 
     def _release_body(self) -> None:
         if self._body_bytes:
@@ -143,7 +168,7 @@ class Cycle(RequestResponseCycle):
                 await self._answer_failure(failure or InternalError(_OWN_FAULT))
         finally:
             self._release_body()
-            self.body = bytearray()
+            self._pieces.clear()
             self.scope.pop("extensions", None)  # it refers to us, and we to it
 
     async def _answer_failure(self, error: RelayError) -> None:
