@@ -184,11 +184,11 @@ class Spool:
             self._flush_at.cancel()
         if self._unwritten:
             _log.critical("%d bytes of the spool could not be written before the end", len(self._unwritten))
-        await asyncio.to_thread(self._syncer.stop)
+        self._trim()
+        await self._syncer.aclose()
         if self._reserved is not None:
             self._reserved[1].unlink(missing_ok=True)
             os.close(self._reserved[2])
-        self._trim()
         if list(self._segments.values()) == [self._current] and not self._current.is_needed:
             self._current.path.unlink(missing_ok=True)
         for segment in self._segments.values():
@@ -285,8 +285,7 @@ class Spool:
                 return
             del self._segments[segment.number]
             self._bytes_behind -= segment.size
-            self._syncer.forget(segment.number)
-            os.close(segment.descriptor)
+            self._syncer.forget(segment.number, segment.descriptor)
             segment.path.unlink(missing_ok=True)
 
     def _look_at_size(self) -> None:
