@@ -77,6 +77,7 @@ class Spool:
         self._segments: dict[int, Segment] = {}
         """By number, oldest first."""
         self._current: Segment
+        self._loop: asyncio.AbstractEventLoop
         self._bytes_behind = 0
         """In all segments but the current one."""
         self._running: dict[str, tuple[Segment, list[bytes]]] = {}
@@ -94,6 +95,7 @@ class Spool:
 
     def begin(self, left: list[Segment]) -> None:
         """Go on behind the segments an earlier process left. Raises ConfigError if no file can be made."""
+        self._loop = asyncio.get_running_loop()
         self._segments = {segment.number: segment for segment in left}
         self._number = max((segment.number for segment in left), default=0)
         self._reserve()
@@ -203,7 +205,7 @@ class Spool:
         self._unwritten += record
         self._current.size += len(record)
         if self._flush_at is None:
-            self._flush_at = asyncio.get_running_loop().call_soon(self._flush)
+            self._flush_at = self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         """Give the kernel what it has not yet. A full disk is tried again; what was written in part goes on where it stopped."""
@@ -220,7 +222,7 @@ class Spool:
         if self._reserved is None:
             self._reserve()
         if self._reserved is None or self._unwritten:
-            self._flush_at = asyncio.get_running_loop().call_later(_RETRY_S, self._flush)
+            self._flush_at = self._loop.call_later(_RETRY_S, self._flush)
         elif self._failing:
             self._failing = False
             _log.warning("the spool can be written again; requests are admitted")
