@@ -1,7 +1,8 @@
 """Takes usage events from requests and brings them from the spool to JetStream. No caller ever waits for it.
 
-Events that arrive while others are on their way travel together, one message a partition: a single node that syncs every
-message takes few messages a second but many events (RELIABILITY.md, publishing).
+The first event that waits starts a timer; all that have come when it rings travel together, one message a partition: a single
+node that syncs every message takes few messages a second but many events (RELIABILITY.md, publishing), and here, there and in
+accounting a message costs more than the events in it.
 """
 
 import asyncio
@@ -23,6 +24,8 @@ from services.gateway.meter import UNREADABLE_USAGE
 from services.gateway.spool import Place, Spool
 
 _log: Final = logging.getLogger("relay.publisher")
+_GATHER_S: Final = 0.05
+"""Later than that an event is in accounting, at most: little of the two seconds its lag may be."""
 _MESSAGES_IN_FLIGHT_MAX: Final = 16
 _EVENTS_PER_MESSAGE_MAX: Final = 200
 _MESSAGE_BYTES_MAX: Final = 512 * 1024  # nats-server takes 1 MB
@@ -60,6 +63,8 @@ class Publisher:
         self._spool = spool
         self._waiting: dict[int, deque[_Waiting]] = {}
         """By partition, in order of arrival."""
+        self._gathering: asyncio.TimerHandle | None = None
+        """Until it rings nothing is sent. Without it what waits is late already, and goes as soon as a message may go."""
         self._unpublished = 0
         self._messages_in_flight = 0
         self._all_published = asyncio.Event()
@@ -74,17 +79,22 @@ class Publisher:
         partition = ids.partition(event.account_id)
         place = self._spool.close(event.request_id, partition, encoded)
         kept = encoded if self._unpublished < _KEPT_IN_MEMORY_MAX else None
+        if not self._waiting:
+            self._gathering = asyncio.get_running_loop().call_later(_GATHER_S, self._send_gathered)
         self._take(partition, _Waiting(event.request_id, place, kept))
-        self._send_waiting()
 
     def resume(self, found: Sequence[tuple[str, int, Place]]) -> None:
         """Publish what an earlier process has left in the spool: request id, partition, and where the event stands."""
         for request_id, partition, place in found:
             self._take(partition, _Waiting(request_id, place, None))
-        self._send_waiting()
+        self._send_gathered()
 
     async def flush(self, timeout_s: float) -> int:
-        """Wait until everything is acknowledged; how many events are not, when the time is up. Those stay in the spool."""
+        """Send what there is and wait until it is acknowledged; how many events are not, when the time is up.
+
+        Those stay in the spool.
+        """
+        self._send_gathered()
         try:
             async with asyncio.timeout(timeout_s):
                 await self._all_published.wait()
@@ -96,6 +106,12 @@ class Publisher:
         self._unpublished += 1
         self._all_published.clear()
         self._waiting.setdefault(partition, deque()).append(waiting)
+
+    def _send_gathered(self) -> None:
+        if self._gathering is not None:
+            self._gathering.cancel()
+            self._gathering = None
+        self._send_waiting()
 
     def _send_waiting(self) -> None:
         while self._waiting and self._messages_in_flight < _MESSAGES_IN_FLIGHT_MAX:
@@ -148,7 +164,8 @@ class Publisher:
         self._messages_in_flight -= 1
         self._metrics.add("relay_events_published_total", amount=len(batch))
         self._leave(len(batch))
-        self._send_waiting()
+        if self._gathering is None:
+            self._send_waiting()
 
     def _leave(self, count: int) -> None:
         self._unpublished -= count

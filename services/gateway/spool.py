@@ -77,6 +77,7 @@ class Spool:
         self._segments: dict[int, Segment] = {}
         """By number, oldest first."""
         self._current: Segment
+        self._loop: asyncio.AbstractEventLoop
         self._bytes_behind = 0
         """In all segments but the current one."""
         self._running: dict[str, tuple[Segment, list[bytes]]] = {}
@@ -94,6 +95,7 @@ class Spool:
 
     def begin(self, left: list[Segment]) -> None:
         """Go on behind the segments an earlier process left. Raises ConfigError if no file can be made."""
+        self._loop = asyncio.get_running_loop()
         self._segments = {segment.number: segment for segment in left}
         self._number = max((segment.number for segment in left), default=0)
         self._reserve()
@@ -184,11 +186,11 @@ class Spool:
             self._flush_at.cancel()
         if self._unwritten:
             _log.critical("%d bytes of the spool could not be written before the end", len(self._unwritten))
-        await asyncio.to_thread(self._syncer.stop)
+        self._trim()
+        await self._syncer.aclose()
         if self._reserved is not None:
             self._reserved[1].unlink(missing_ok=True)
             os.close(self._reserved[2])
-        self._trim()
         if list(self._segments.values()) == [self._current] and not self._current.is_needed:
             self._current.path.unlink(missing_ok=True)
         for segment in self._segments.values():
@@ -203,7 +205,7 @@ class Spool:
         self._unwritten += record
         self._current.size += len(record)
         if self._flush_at is None:
-            self._flush_at = asyncio.get_running_loop().call_soon(self._flush)
+            self._flush_at = self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         """Give the kernel what it has not yet. A full disk is tried again; what was written in part goes on where it stopped."""
@@ -220,7 +222,7 @@ class Spool:
         if self._reserved is None:
             self._reserve()
         if self._reserved is None or self._unwritten:
-            self._flush_at = asyncio.get_running_loop().call_later(_RETRY_S, self._flush)
+            self._flush_at = self._loop.call_later(_RETRY_S, self._flush)
         elif self._failing:
             self._failing = False
             _log.warning("the spool can be written again; requests are admitted")
@@ -285,8 +287,7 @@ class Spool:
                 return
             del self._segments[segment.number]
             self._bytes_behind -= segment.size
-            self._syncer.forget(segment.number)
-            os.close(segment.descriptor)
+            self._syncer.forget(segment.number, segment.descriptor)
             segment.path.unlink(missing_ok=True)
 
     def _look_at_size(self) -> None:

@@ -164,8 +164,7 @@ async def test_what_the_spool_has_synced(
 
 def _forget(made: Spool) -> None:
     """As if its process had died: descriptors are closed, nothing is written any more."""
-    made._syncer._stopping = True
-    made._syncer._work.set()
+    made._syncer._work.put(None)
     made._syncer._thread.join()
     descriptors: list[Any] = [segment.descriptor for segment in made._segments.values()]
     assert made._reserved is not None

@@ -189,3 +189,61 @@ async def test_an_event_that_the_disk_has_lost_stops_no_other(spool: Spool, monk
     assert await publisher.flush(5) == 0
     assert log.events == [kept]
     assert metrics.value("relay_spool_failures_total") == 1
+
+
+async def all_published(metrics: Metrics) -> bool:
+    """Without telling the publisher to hurry, as `flush` does."""
+    for _ in range(500):
+        if not metrics.value("relay_events_unpublished"):
+            return True
+        await asyncio.sleep(0.01)
+    return False
+
+
+@pytest.mark.anyio
+async def test_what_comes_within_some_milliseconds_is_one_message(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.gateway.publisher._GATHER_S", 0.2)
+    log, metrics = Log(), Metrics()
+    publisher = Publisher(log, metrics, spool)
+    for round_ in (1, 2):
+        for _ in range(20):
+            publisher.record(recorded())
+            await asyncio.sleep(0.001)
+        assert len(log.messages) == round_ - 1
+        assert await all_published(metrics)
+        assert len(log.messages) == round_
+    assert len(log.events) == 40
+
+
+@pytest.mark.anyio
+async def test_the_end_of_the_process_waits_for_nothing_more_to_come(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.gateway.publisher._GATHER_S", 60)
+    log = Log()
+    publisher = Publisher(log, Metrics(), spool)
+    event = recorded()
+    publisher.record(event)
+    assert await publisher.flush(5) == 0
+    assert log.events == [event]
+
+
+@pytest.mark.anyio
+async def test_what_had_to_wait_for_others_goes_as_soon_as_they_are_there(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.gateway.publisher._GATHER_S", 60)
+    hold = asyncio.Event()
+    log, metrics = Log(hold=hold), Metrics()
+    publisher = Publisher(log, metrics, spool)
+    sent = [recorded(f"acct_{number}") for number in range(80)]  # of more partitions than messages may be in flight
+    for event in sent[:40]:
+        publisher.record(event)
+    assert await publisher.flush(0.01) == 40
+    for event in sent[40:]:
+        publisher.record(event)
+    hold.set()
+    assert await all_published(metrics)
+    assert sorted(event.request_id for event in log.events) == sorted(event.request_id for event in sent)

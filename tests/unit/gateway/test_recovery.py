@@ -57,7 +57,7 @@ async def die(spool: Spool) -> None:
     """As kill -9 does it: nothing is said any more, and the lock is free."""
     await asyncio.sleep(0)  # what the loop had in hand goes to the kernel in this very turn
     os.close(spool._lock)
-    await asyncio.to_thread(spool._syncer.stop)
+    await spool._syncer.aclose()
 
 
 def left_in(directory: Path, metrics: Metrics | None = None) -> tuple[Spool, dict[str, UsageRecorded]]:

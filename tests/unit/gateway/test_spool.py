@@ -1,6 +1,7 @@
 """The spool on a real directory: what goes in comes out, old segments go, a full disk stops admission and drops nothing."""
 
 import asyncio
+import contextlib
 import errno
 import os
 from pathlib import Path
@@ -28,6 +29,15 @@ def segments(spool: Spool) -> list[str]:
     return sorted(path.name for path in spool.directory.glob("*.spool"))
 
 
+def open_files(directory: Path) -> list[Path]:
+    """Of this process, those that were removed included."""
+    found: list[Path] = []
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # that of the list itself
+            found.append(link.readlink())
+    return [path for path in found if path.is_relative_to(directory)]
+
+
 def ended(spool: Spool, *, note: bytes = b"note") -> tuple[str, Place]:
     request_id = ids.new_request_id()
     spool.open(request_id, note)
@@ -43,7 +53,7 @@ async def test_an_event_is_read_before_and_after_it_is_written(spool: Spool) -> 
     await spool.aclose()
 
 
-async def test_what_is_acknowledged_makes_room(spool: Spool) -> None:
+async def test_what_is_acknowledged_makes_room(spool: Spool, tmp_path: Path) -> None:
     spool.begin([])
     for _ in range(3_000):  # three times what the spool holds
         spool.done([ended(spool)])
@@ -51,6 +61,7 @@ async def test_what_is_acknowledged_makes_room(spool: Spool) -> None:
     assert len(segments(spool)) <= 3
     await spool.aclose()
     assert len(segments(spool)) <= 1
+    assert not open_files(tmp_path)
 
 
 async def test_a_stream_that_runs_for_long_keeps_no_segment_but_its_notes(spool: Spool, tmp_path: Path) -> None:
@@ -69,6 +80,7 @@ async def test_a_stream_that_runs_for_long_keeps_no_segment_but_its_notes(spool:
     places = [(request_id, spool.close(request_id, 1, EVENT)) for request_id in long]
     assert [spool.read(place) for _, place in places] == [EVENT] * len(long)
     await spool.aclose()
+    assert not open_files(tmp_path)
 
 
 async def test_a_full_spool_admits_nothing_and_keeps_everything(spool: Spool, caplog: pytest.LogCaptureFixture) -> None:
