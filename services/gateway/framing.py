@@ -20,6 +20,8 @@ _SINGLETONS: Final = frozenset(
         b"anthropic-version",
     }
 )
+_LISTS_MAX: Final = 16
+"""What is remembered of `connection` has a bound: nearly all say keep-alive, and one of 32 KB may name 8,000 headers."""
 _NOTHING: Final[frozenset[bytes]] = frozenset()
 _END_TO_END: Final = _SINGLETONS | {b"anthropic-beta"}
 
@@ -144,6 +146,6 @@ def connection_listed(headers: Headers) -> frozenset[bytes]:
     return _listed(b",".join(sent)) if sent else _NOTHING
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=_LISTS_MAX)
 def _listed(value: bytes) -> frozenset[bytes]:
     return frozenset(token.strip() for token in value.lower().split(b",")) - _END_TO_END - {b""}
