@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from libs.common.errors import BadRequest, RelayError, RequestTooLarge
@@ -19,6 +20,9 @@ _SINGLETONS: Final = frozenset(
         b"anthropic-version",
     }
 )
+_LISTS_MAX: Final = 16
+"""What is remembered of `connection` has a bound: nearly all say keep-alive, and one of 32 KB may name 8,000 headers."""
+_NOTHING: Final[frozenset[bytes]] = frozenset()
 _END_TO_END: Final = _SINGLETONS | {b"anthropic-beta"}
 
 
@@ -138,9 +142,10 @@ def connection_listed(headers: Headers) -> frozenset[bytes]:
     Never one that says who pays or how the body is read: no sender may list those (RFC 9110, 7.6.1), and a proxy that obeyed
     `Connection: anthropic-version` would forward another request than the one that was sent.
     """
-    listed: set[bytes] = set()
-    for name, value in headers:
-        if name == b"connection":
-            listed.update(token.strip() for token in value.lower().split(b","))
-    listed.discard(b"")
-    return frozenset(listed - _END_TO_END)
+    sent = [value for name, value in headers if name == b"connection"]
+    return _listed(b",".join(sent)) if sent else _NOTHING
+
+
+@lru_cache(maxsize=_LISTS_MAX)
+def _listed(value: bytes) -> frozenset[bytes]:
+    return frozenset(token.strip() for token in value.lower().split(b",")) - _END_TO_END - {b""}

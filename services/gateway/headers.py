@@ -4,6 +4,7 @@ Header lists are ASGI's: pairs of lower-case name and value, both bytes.
 """
 
 import re
+from functools import lru_cache
 from typing import Final
 
 Headers = list[tuple[bytes, bytes]]
@@ -64,6 +65,8 @@ _RETRY_AFTER_STATUSES: Final = frozenset({429, 503, 529})
 _RETRY_AFTER_SECONDS_MAX: Final = 60
 """SDKs sleep for as long as they are told, a day if need be (PROTOCOL.md, section 1)."""
 _RETRY_AFTER: Final = re.compile(rb"[0-9]{1,9}")
+_NAMES_MAX: Final = 256
+"""What is remembered of names and agents has a bound, because callers choose them: a head has 32 KB, so 8 MB at most."""
 _CLIENTS: Final = {
     b"claude-cli": "claude-code",
     b"claude-code": "claude-code",
@@ -83,19 +86,17 @@ _CLIENTS: Final = {
 
 def upstream_request(headers: Headers, *, credential: bytes, connection_listed: frozenset[bytes]) -> Headers:
     """The caller's headers as the upstream gets them: ours instead of his credential, nothing about the way here."""
-    kept = [
-        pair
-        for pair in headers
-        if pair[0] not in _REQUEST_DROPPED
-        and not pair[0].startswith(_REQUEST_DROPPED_PREFIXES)
-        and pair[0] not in connection_listed
-        and not (
-            b"_" in pair[0] and pair[0].replace(b"_", b"-") in _REQUEST_DROPPED
-        )  # some servers take one for the other
-    ]
+    kept = [pair for pair in headers if _is_forwarded(pair[0]) and pair[0] not in connection_listed]
     kept.append((b"x-api-key", credential))
     kept.append((b"accept-encoding", b"identity"))
     return kept
+
+
+@lru_cache(maxsize=_NAMES_MAX)
+def _is_forwarded(name: bytes) -> bool:
+    if name in _REQUEST_DROPPED or name.startswith(_REQUEST_DROPPED_PREFIXES):
+        return False
+    return name.replace(b"_", b"-") not in _REQUEST_DROPPED  # some servers take one for the other
 
 
 def caller_response(headers: Headers, status: int, *, relay_request_id: bytes) -> Headers:
@@ -125,12 +126,20 @@ def credential(headers: Headers) -> bytes | None:
 
 def value(headers: Headers, name: bytes) -> bytes:
     """The first value of a header, b"" if it is absent."""
-    return next((found for key, found in headers if key.lower() == name), b"")
+    for key, found in headers:
+        if key.lower() == name:
+            return found
+    return b""
 
 
-def client_family(headers: Headers) -> str:
-    """Which program calls, from `user-agent`; `other` for those we do not know, and `` without one."""
-    agent = value(headers, b"user-agent")
+def by_name(headers: Headers) -> dict[bytes, bytes]:
+    """The first value of each header of a request: where more than one is looked for, this is cheaper than `value`."""
+    return dict(reversed(headers))
+
+
+@lru_cache(maxsize=_NAMES_MAX)
+def client_family(agent: bytes) -> str:
+    """Which program calls, from its `user-agent`; `other` for those we do not know, and `` without one."""
     if not agent:
         return ""
     product, _, rest = agent.partition(b"/")

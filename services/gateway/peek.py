@@ -27,6 +27,9 @@ _BASE_TOKENS: Final = 6
 _ROLE_BYTES: Final = 25
 _TYPE_BYTES: Final = 24
 """What a message and a block have around their text."""
+_WORDS: Final = re.compile(rb'"(?:role|type|source)"')
+_LISTED_BYTES_MAX: Final = 1024 * 1024
+"""In a longer text they are not listed: a hostile one might consist of them."""
 _TOOLS_TOKENS: Final = 450
 """The system prompt the API adds where there are tools."""
 _TOOL_BYTES_PER_TOKEN: Final = 2.8
@@ -246,8 +249,9 @@ def _estimate(top: dict[str, Any], body: bytes) -> int:
     """
     talk = bytes(top.get("messages", b"")) + bytes(top.get("system", b""))
     tools = bytes(top.get("tools", b""))
-    media_bytes, source_tokens = _sources(talk) if b'"source"' in talk else (0, 0)
-    scaffold = _ROLE_BYTES * talk.count(b'"role"') + _TYPE_BYTES * talk.count(b'"type"')
+    roles, types, has_sources = _words(talk)
+    media_bytes, source_tokens = _sources(talk) if has_sources else (0, 0)
+    scaffold = _ROLE_BYTES * roles + _TYPE_BYTES * types
     text = max(len(talk) - media_bytes - scaffold, 0)
     # a letter beyond ASCII has two to four bytes, and is worth about a token with three
     beyond_ascii = 0 if talk.isascii() else len(talk.translate(None, _ASCII))
@@ -262,6 +266,14 @@ def _estimate(top: dict[str, Any], body: bytes) -> int:
         if name in top:
             tokens += more
     return math.ceil(tokens)
+
+
+def _words(talk: bytes) -> tuple[int, int, bool]:
+    """How often "role" and "type" stand there, and whether "source" does: in one pass, 0.2 ms instead of 0.6 for 400 KB."""
+    if len(talk) > _LISTED_BYTES_MAX:
+        return talk.count(b'"role"'), talk.count(b'"type"'), b'"source"' in talk
+    found = _WORDS.findall(talk)
+    return found.count(b'"role"'), found.count(b'"type"'), b'"source"' in found
 
 
 def _sources(talk: bytes) -> tuple[int, int]:

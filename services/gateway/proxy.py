@@ -7,9 +7,7 @@ exchange.py    to the upstream and back, and the one event at the end
 free.py        the paths that cost nothing
 """
 
-import contextlib
-from collections.abc import AsyncIterator
-from typing import Final
+from typing import Final, Self
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -23,7 +21,7 @@ from services.gateway.cycle import BodyBudget
 from services.gateway.exchange import Exchange, Services
 from services.gateway.framing import connection_listed
 from services.gateway.free import FreePaths, Visit
-from services.gateway.headers import Headers, client_family, value
+from services.gateway.headers import Headers, by_name, client_family
 from services.gateway.outlet import outlet_of
 from services.gateway.prices import Prices
 from services.gateway.targets import Refusal, Route, Target, resolve
@@ -31,6 +29,7 @@ from services.gateway.upstream import Call
 
 _TOO_FULL: Final = "The relay is busy with other requests. Nothing was charged; please try again."
 _ACCOUNT_TOO_FULL: Final = "This account has too many large requests under way. Nothing was charged; please try again."
+_JSON: Final = b"application/json"
 _ACCOUNTS_SHARE: Final = 4
 """One account may hold this part of the bytes that all may hold."""
 _REFUSALS: Final[dict[int, type[RelayError]]] = {400: BadRequest, 404: NotFound, 405: MethodNotAllowed}
@@ -107,9 +106,11 @@ class Proxy:
         headers = asgi.request_headers(scope)
         address = self._address(scope, headers)
         principal = await self._gate.authenticate(headers, address)
-        _check_content_type(headers)
+        named = by_name(headers)
+        _check_content_type(named)
         book = self._prices.of_request(request_id)
-        async with self._body(principal, receive) as body:
+        with self._share(principal) as share:
+            body = await self._read(receive, share)
             ask = peek.peek(body)
             request = Request(
                 id=request_id,
@@ -119,7 +120,7 @@ class Proxy:
                 book=book,
                 models=admission.priced_models(book, ask),
                 path=target.upstream.partition(b"?")[0].decode("ascii"),
-                client=client_family(headers),
+                client=client_family(named.get(b"user-agent", b"")),
                 bytes_in=len(body),
             )
             granted = await self._gate.admit(request)
@@ -143,9 +144,10 @@ class Proxy:
         principal = await self._gate.authenticate(headers, address)
         counts = target.route is Route.COUNT_TOKENS
         if counts:
-            _check_content_type(headers)
+            _check_content_type(by_name(headers))
         book = self._prices.of_request(request_id)
-        async with self._body(principal, receive) as body:
+        with self._share(principal) as share:
+            body = await self._read(receive, share)
             models = admission.priced_models(book, peek.peek(body)) if counts else ()
             checked = await self._gate.check(principal, address, models)
             call = Call(
@@ -168,7 +170,8 @@ class Proxy:
         headers = asgi.request_headers(scope)
         address = self._address(scope, headers)
         principal = await self._gate.authenticate(headers, address)
-        async with self._body(principal, receive):
+        with self._share(principal) as share:
+            await self._read(receive, share)
             checked, standing = await self._gate.standing(principal, address)
         body = own_usage.body(principal.account_id, principal.key_id, standing)
         await asgi.answer_json(send, body, request_id, ratelimits.headers(checked.figures))
@@ -177,40 +180,60 @@ class Proxy:
         client = scope.get("client")
         return callers.caller_address(client[0] if client else None, headers, self._trusted_proxies)
 
-    @contextlib.asynccontextmanager
-    async def _body(self, principal: Principal, receive: Receive) -> AsyncIterator[bytes]:
-        """The body. For as long as it is worked on, it counts as its account's."""
-        account_id, held = principal.account_id, 0
+    def _share(self, principal: Principal) -> "_Share":
+        return _Share(self._account_bytes, principal.account_id, self._account_bytes_max)
 
-        def hold(size: int) -> None:
-            nonlocal held
-            held += size
-            self._account_bytes[account_id] = self._account_bytes.get(account_id, 0) + size
-            if self._account_bytes[account_id] > self._account_bytes_max:
-                raise Overloaded(_ACCOUNT_TOO_FULL)
-
+    async def _read(self, receive: Receive, share: "_Share") -> bytes:
         if self._body_budget.is_exhausted:
             raise Overloaded(_TOO_FULL)
-        try:
-            yield await asgi.read_body(receive, bytes_max=self._body_bytes_max, hold=hold)
-        finally:
-            left = self._account_bytes.get(account_id, 0) - held
-            if left:
-                self._account_bytes[account_id] = left
-            else:
-                self._account_bytes.pop(account_id, None)
+        return await asgi.read_body(receive, bytes_max=self._body_bytes_max, hold=share.hold)
 
 
-def _check_content_type(headers: Headers) -> None:
+class _Share:
+    """Of the bytes of bodies in hand, what one request holds: for as long as it is worked on, they count as its account's."""
+
+    __slots__ = ("_account_bytes", "_account_id", "_bytes_max", "_held")
+
+    def __init__(self, account_bytes: dict[str, int], account_id: str, bytes_max: int) -> None:
+        self._account_bytes = account_bytes
+        self._account_id = account_id
+        self._bytes_max = bytes_max
+        self._held = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def hold(self, size: int) -> None:
+        """Bytes more. Raises Overloaded if they are too many for one account."""
+        self._held += size
+        account = self._account_bytes[self._account_id] = self._account_bytes.get(self._account_id, 0) + size
+        if account > self._bytes_max:
+            raise Overloaded(_ACCOUNT_TOO_FULL)
+
+    def __exit__(self, *_: object) -> None:
+        left = self._account_bytes.get(self._account_id, 0) - self._held
+        if left:
+            self._account_bytes[self._account_id] = left
+        else:
+            self._account_bytes.pop(self._account_id, None)
+
+
+def _check_content_type(named: dict[bytes, bytes]) -> None:
     """A body that says it is something else than plain JSON is refused; one that says nothing is taken for JSON.
 
     What we judge must be what the upstream reads: no content coding, no other character set.
     """
-    media_type, _, parameters = value(headers, b"content-type").lower().partition(b";")
+    content_type = named.get(b"content-type", b"")
+    if content_type != _JSON:
+        _check_media_type(content_type)
+    if named.get(b"content-encoding", b"").strip().lower() not in (b"", b"identity"):
+        raise BadRequest("content-encoding: send the body as it is, not compressed")
+
+
+def _check_media_type(content_type: bytes) -> None:
+    media_type, _, parameters = content_type.lower().partition(b";")
     media_type = media_type.strip()
-    if media_type and media_type != b"application/json" and not media_type.endswith(b"+json"):
+    if media_type and media_type != _JSON and not media_type.endswith(b"+json"):
         raise BadRequest("content-type: must be application/json")
     if b"charset" in parameters and b"utf-8" not in parameters and b"utf8" not in parameters:
         raise BadRequest("content-type: the charset must be utf-8")
-    if value(headers, b"content-encoding").strip().lower() not in (b"", b"identity"):
-        raise BadRequest("content-encoding: send the body as it is, not compressed")

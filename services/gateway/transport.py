@@ -13,12 +13,15 @@ longest, and who gives up waiting hands on what he was given.
 
 import asyncio
 import ssl
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 import httpx2
 
 from services.gateway.dial import PORTS, Dialer
+from services.gateway.headers import Headers
 from services.gateway.upstream_connection import Connection, Origin
 
 _DROPPED: Final = frozenset(
@@ -29,6 +32,9 @@ _STALE_S_MAX: Final = 5.0
 """A connection that was closed while idle shows it within a round trip; later, the upstream may have worked."""
 _CLOSING: Final = "the relay is shutting down"
 _CLOSE_S_MAX: Final = 1.0
+
+
+def _ignore() -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,17 +91,35 @@ class UpstreamTransport(httpx2.AsyncBaseTransport):
         return PoolStats(self._open, self._idle_count)
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """`send` for whoever knows an httpx2 transport only; the extensions `target` and `sent` are its `target`, `on_sent`."""
+        return await self.send(
+            request.method,
+            request.url,
+            target=request.extensions.get("target") or request.url.raw_path,
+            headers=[pair for pair in request.headers.raw if pair[0].lower() not in _DROPPED],
+            body=await request.aread(),
+            on_sent=request.extensions.get("sent", _ignore),
+        )
+
+    async def send(
+        self,
+        method: str,
+        url: httpx2.URL,
+        *,
+        target: bytes,
+        headers: Headers,
+        body: bytes,
+        on_sent: Callable[[], None],
+    ) -> httpx2.Response:
         """Send, and return when status and headers are there. The stream must be read to its end or closed.
 
-        The extension `target` replaces the URL's path and query byte for byte (httpx2 would quote some characters); `sent` is
-        called when there is a connection and the request goes out.
+        `target` is the path and query, byte for byte (httpx2 would quote some characters). `headers` have nothing of the
+        connection or of the body's length. `on_sent` is called when there is a connection and the request goes out.
         """
-        body = await request.aread()
-        head = self._head(request, len(body))
-        url, bodyless = request.url, request.method == "HEAD"
+        head = self._head(method, url, target, headers, len(body))
+        bodyless = method == "HEAD"
         connection, reused = await self._take(url)
-        if (sent := request.extensions.get("sent")) is not None:
-            sent()
+        on_sent()
         try:
             answer = connection.begin(head, body, bodyless=bodyless)
             try:
@@ -132,16 +156,15 @@ class UpstreamTransport(httpx2.AsyncBaseTransport):
         if connections:
             await asyncio.wait([connection.lost for connection in connections], timeout=_CLOSE_S_MAX)
 
-    def _head(self, request: httpx2.Request, length: int) -> bytes:
-        url, proxy = request.url, self._dialer.proxy
-        target: bytes = request.extensions.get("target") or url.raw_path
-        lines = [b"", b"host: " + url.netloc]
+    def _head(self, method: str, url: httpx2.URL, target: bytes, headers: Headers, length: int) -> bytes:
+        proxy, host = self._dialer.proxy, url.netloc
+        lines = [b"", b"host: " + host]
         if proxy is not None and url.scheme == "http":
-            target = b"http://" + url.netloc + target
+            target = b"http://" + host + target
             lines += self._dialer.proxy_headers
-        lines[0] = request.method.encode("ascii") + b" " + target + b" HTTP/1.1"
-        lines += [name + b": " + value for name, value in request.headers.raw if name.lower() not in _DROPPED]
-        if length or request.method not in ("GET", "HEAD"):
+        lines[0] = method.encode("ascii") + b" " + target + b" HTTP/1.1"
+        lines += [name + b": " + value for name, value in headers]
+        if length or method not in ("GET", "HEAD"):
             lines.append(b"content-length: %d" % length)
         head = b"\r\n".join(lines)
         breaks = len(lines) - 1
@@ -244,7 +267,7 @@ class UpstreamTransport(httpx2.AsyncBaseTransport):
             self._discard(given)
             return
         self._active.discard(given)
-        given.idle_since = asyncio.get_running_loop().time()
+        given.idle_since = time.monotonic()
         self._idle.setdefault(given.origin, {})[given] = None
         self._idle_count += 1
 
@@ -294,8 +317,9 @@ class UpstreamTransport(httpx2.AsyncBaseTransport):
         for connection in list(self._active):
             if connection.answer is not None and connection.answer.is_silent(now, first_byte_s, idle_s):
                 connection.answer.fail(httpx2.ReadTimeout("the upstream was silent for too long"))
+        idle_from = time.monotonic() - self._config.pool_idle_s
         for idle in self._idle.values():
-            for connection in [one for one in idle if one.idle_since < now - self._config.pool_idle_s]:
+            for connection in [one for one in idle if one.idle_since < idle_from]:
                 self._discard(connection)
         if self._active or self._idle_count:
             self._sweep_later()

@@ -12,11 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.gateway import peek as peeking
 from services.gateway.peek import peek
 
 _INPUT = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
 _ELSEWHERE = re.compile(r'"base64"|"file_id"|"type":"url"|"mcp_servers"|"type":"[a-z0-9_]+_20\d{6}"')
 """What is not text in the body: media, files, and tools of the API's own, which bring text nobody has sent."""
+WORDS = st.sampled_from(["role", "type", "source", 'a "role"', '"', "type\\", "x"])
 _SPELLINGS = {"compact": {"separators": (",", ":"), "ensure_ascii": False}, "as Python writes it": {}}
 
 
@@ -151,6 +153,14 @@ def test_a_pdf_is_counted_by_its_pages() -> None:
 def test_the_order_of_a_sources_fields_does_not_matter() -> None:
     source = {"data": "A" * 100_000, "media_type": "image/png", "type": "base64"}
     assert estimated([{"role": "user", "content": [{"source": source, "type": "image"}]}]) < 1700
+
+
+@given(st.recursive(WORDS, lambda one: st.lists(one) | st.dictionaries(WORDS, one)), st.sampled_from([None, 1]))
+def test_words_are_counted_alike_however_long_the_text_is(value: Any, indent: int | None) -> None:
+    talk = json.dumps(value, indent=indent).encode()
+    expected = talk.count(b'"role"'), talk.count(b'"type"'), b'"source"' in talk
+    assert peeking._words(talk) == expected
+    assert peeking._words(talk + b" " * peeking._LISTED_BYTES_MAX) == expected
 
 
 def test_a_body_without_anything_to_read_is_not_free() -> None:

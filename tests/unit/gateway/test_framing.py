@@ -6,6 +6,7 @@ from services.gateway.framing import (
     BodyTimedOut,
     HeadTimedOut,
     ServerLimits,
+    _listed,
     connection_listed,
     head_error,
     too_large,
@@ -154,3 +155,9 @@ def test_time_outs_have_the_shape_of_errors() -> None:
 )
 def test_what_connection_lists(headers: Headers, listed: set[bytes]) -> None:
     assert connection_listed(headers) == listed
+
+
+def test_what_is_remembered_of_connection_is_bounded() -> None:
+    for number in range(100):
+        assert connection_listed([(b"connection", b"x-%d" % number)]) == {b"x-%d" % number}
+    assert _listed.cache_info().currsize <= 16

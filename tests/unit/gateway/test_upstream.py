@@ -83,13 +83,6 @@ async def test_another_transport_sees_an_ordinary_request() -> None:
     assert request.headers["anthropic-version"] == "2026-10-21"
 
 
-async def test_the_urls_it_keeps_are_bounded() -> None:
-    upstream = Upstream(httpx2.MockTransport(lambda _: httpx2.Response(200)), url="https://api", api_key="k")
-    for number in range(600):
-        await upstream.send(call(b"/v1/models?n=%d" % number))
-    assert len(upstream._urls) <= 256
-
-
 @pytest.mark.parametrize(
     ("error", "told", "status"),
     [
