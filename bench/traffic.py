@@ -31,25 +31,7 @@ _MIX_BODIES: Final = 40
 _MIX_CACHED: Final = 12
 _MIX_BYTES: Final = (50_000, 150_000)
 _LARGE_BODY_BYTES: Final = 400_000
-_WORDS: Final = [
-    "the",
-    "quick",
-    "relay",
-    "reads",
-    "a",
-    "copy",
-    "of",
-    "what",
-    "it",
-    "forwards",
-    "and",
-    "counts",
-    "every",
-    "token",
-    "to",
-    "the",
-    "nano-dollar",
-]
+_TEXT: Final = 'the quick relay reads a copy of what it forwards and counts every token, "as is".'
 _HEADERS: Final = {"anthropic-version": "2023-06-01", "content-type": "application/json", "user-agent": "bench"}
 _SDK_HEADERS: Final = {
     **_HEADERS,
@@ -175,5 +157,5 @@ def _schema(chance: random.Random) -> dict[str, Any]:
 
 def _text(chance: random.Random, size: int) -> str:
     """Words and lines, with what JSON must escape."""
-    words = chance.choices(_WORDS, k=max(1, size // 6))
+    words = chance.choices(_TEXT.split(), k=max(1, size // 6))
     return "".join(word + (" " if number % 12 else "\n") for number, word in enumerate(words))[: max(size, 1)]
