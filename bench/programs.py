@@ -61,11 +61,11 @@ def other_cores() -> set[int]:
     return set(_CORES) - measured_core() or measured_core()
 
 
-def pin(pid: int, cores: set[int]) -> None:
-    """Bind all threads of a process and its children; what they start from now on inherits it."""
+def pin(pid: int) -> None:
+    """Bind all threads of a process and its children to the measured core; what they start from now on inherits it."""
     for member in family(pid):
         for thread in member.threads():
-            os.sched_setaffinity(thread.id, cores)
+            os.sched_setaffinity(thread.id, measured_core())
 
 
 def yield_to_others(pid: int) -> None:

@@ -1,7 +1,6 @@
 """The plain proxies of the benchmark, nginx and Caddy: each forwards every byte at once, keeps connections, does nothing else."""
 
 import contextlib
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,6 +14,34 @@ from libs.localstack.process import Process, free_port, port_answers
 READY_S: Final = 30
 IDLE_CONNECTIONS: Final = 2_000
 """To the upstream: more than are ever busy, so that none is opened anew under load."""
+_CADDYFILE: Final = """{
+	admin off
+	auto_https off
+	persist_config off
+}
+http://127.0.0.1:%d {
+	bind 127.0.0.1
+	reverse_proxy %s {
+		flush_interval -1
+		transport http {
+			keepalive_idle_conns_per_host %d
+		}
+	}
+}
+"""
+_NGINX: Final = """worker_processes 1; worker_rlimit_nofile 65536; daemon off;
+pid {directory}/pid; error_log {directory}/error.log;
+events {{ worker_connections 8192; }}
+http {{
+  access_log off; client_max_body_size 32m; keepalive_requests 100000000;
+  client_body_temp_path {directory}/body; proxy_temp_path {directory}/proxy; fastcgi_temp_path {directory}/fastcgi;
+  uwsgi_temp_path {directory}/uwsgi; scgi_temp_path {directory}/scgi;
+  proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off; proxy_request_buffering off;
+  {trust}
+  upstream behind {{ server {address}; keepalive {idle}; keepalive_requests 100000000; }}
+  server {{ listen 127.0.0.1:{port} backlog=4096; location / {{ proxy_pass {scheme}://behind; }} }}
+}}
+"""
 _NGINX_MISSING: Final = "nginx is not installed: apt-get install nginx-light (or your system's package of that name)"
 
 
@@ -32,74 +59,45 @@ class Proxy:
     path: str = "/v1/messages"
 
 
-@dataclass(frozen=True)
-class Upstreams:
-    """Where the fake upstreams listen, and who vouches for the one with TLS."""
-
-    plain_url: str
-    tls_url: str
-    authorities: Path
-
-
 @contextlib.contextmanager
-def caddy(home: Path, *upstream_urls: str, authorities: Path | None = None) -> Iterator[list[Proxy]]:
-    """One Caddy on one core, with a port for each upstream."""
-    ports = [free_port() for _ in upstream_urls]
-    sites = [
-        f"http://127.0.0.1:{port} {{\n\tbind 127.0.0.1\n\treverse_proxy {url} {{\n\t\tflush_interval -1\n"
-        f"\t\ttransport http {{\n\t\t\tkeepalive_idle_conns_per_host {IDLE_CONNECTIONS}\n\t\t}}\n\t}}\n}}\n"
-        for port, url in zip(ports, upstream_urls, strict=True)
-    ]
-    config = home / "Caddyfile"
-    config.write_text("{\n\tadmin off\n\tauto_https off\n\tpersist_config off\n}\n" + "".join(sites))
+def caddy(home: Path, upstream_url: str, *, authorities: Path | None = None) -> Iterator[Proxy]:
+    """Caddy on one core. `authorities` vouch for an upstream with TLS."""
+    directory, port = home / "caddy", free_port()
+    directory.mkdir(parents=True)
+    config = directory / "Caddyfile"
+    config.write_text(_CADDYFILE % (port, upstream_url, IDLE_CONNECTIONS))
     environment = {**os.environ, "GOMAXPROCS": "1"}
-    environment |= {"HOME": str(home), "XDG_DATA_HOME": str(home), "XDG_CONFIG_HOME": str(home)}
+    environment |= {name: str(directory) for name in ("HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME")}
     if authorities is not None:
         environment["SSL_CERT_FILE"] = str(authorities)
     command = [program("caddy"), "run", "--config", str(config), "--adapter", "caddyfile"]
-    process = Process.start("caddy", command, log=home / "caddy.log", environment=environment)
-    with _serving(process, ports) as proxies:
-        yield proxies
+    process = Process.start("caddy", command, log=directory / "caddy.log", environment=environment)
+    with _serving(process, port) as proxy:
+        yield proxy
 
 
 @contextlib.contextmanager
-def nginx(home: Path, *upstream_urls: str, authorities: Path | None = None) -> Iterator[list[Proxy]]:
-    """One nginx with one worker, with a port for each upstream. Raises BenchFailed where it is not installed."""
-    directory = home / "nginx"
+def nginx(home: Path, upstream_url: str, *, authorities: Path | None = None) -> Iterator[Proxy]:
+    """nginx with one worker. Raises BenchFailed where it is not installed."""
+    directory, port = home / "nginx", free_port()
     directory.mkdir(parents=True)
-    ports = [free_port() for _ in upstream_urls]
-    sites = "\n".join(
-        f"  upstream u{port} {{ server {url.split('//')[1]}; keepalive {IDLE_CONNECTIONS}; }}\n"
-        f"  server {{ listen 127.0.0.1:{port} backlog=4096;\n"
-        f"    location / {{ proxy_pass {url.split('//')[0]}//u{port}; }} }}"
-        for port, url in zip(ports, upstream_urls, strict=True)
-    )
-    trust = (
-        f"proxy_ssl_verify on; proxy_ssl_name 127.0.0.1; proxy_ssl_trusted_certificate {json.dumps(str(authorities))};"
-        if authorities is not None
-        else ""
-    )
-    temporary = " ".join(
-        f"{name}_temp_path {json.dumps(str(directory / name))};"
-        for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
+    scheme, _, address = upstream_url.partition("://")
+    trust = f"proxy_ssl_verify on; proxy_ssl_name localhost; proxy_ssl_trusted_certificate {authorities};"
     config = directory / "nginx.conf"
     config.write_text(
-        f"""worker_processes 1; worker_rlimit_nofile 65536; daemon off;
-pid {json.dumps(str(directory / "pid"))}; error_log {json.dumps(str(directory / "error.log"))};
-events {{ worker_connections 8192; }}
-http {{
-  access_log off; {temporary}
-  keepalive_requests 100000000; client_max_body_size 32m; proxy_http_version 1.1; proxy_set_header Connection "";
-  proxy_buffering off; proxy_request_buffering off; {trust}
-{sites}
-}}
-"""
+        _NGINX.format(
+            directory=directory,
+            port=port,
+            scheme=scheme,
+            address=address,
+            idle=IDLE_CONNECTIONS,
+            trust=trust if authorities is not None else "",
+        )
     )
     command = [nginx_program(), "-p", str(directory), "-e", str(directory / "error.log"), "-c", str(config)]
-    process = Process.start("nginx", command, log=home / "nginx.log")
-    with _serving(process, ports) as proxies:
-        yield proxies
+    process = Process.start("nginx", command, log=directory / "nginx.log")
+    with _serving(process, port) as proxy:
+        yield proxy
 
 
 def nginx_program() -> str:
@@ -111,10 +109,9 @@ def nginx_program() -> str:
 
 
 @contextlib.contextmanager
-def _serving(process: Process, ports: list[int]) -> Iterator[list[Proxy]]:
+def _serving(process: Process, port: int) -> Iterator[Proxy]:
     try:
-        for port in ports:
-            process.wait_until(port_answers(port), seconds=READY_S)
-        yield [Proxy(process.name, f"http://127.0.0.1:{port}", process.pid) for port in ports]
+        process.wait_until(port_answers(port), seconds=READY_S)
+        yield Proxy(process.name, f"http://127.0.0.1:{port}", process.pid)
     finally:
         process.stop()

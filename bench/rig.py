@@ -21,14 +21,14 @@ from typing import Any, Final
 import httpx2
 
 from bench import proxies, traffic
-from bench.programs import BenchFailed, cpu_seconds, measured_core, other_cores, pin, program, yield_to_others
+from bench.programs import BenchFailed, cpu_seconds, other_cores, pin, program, yield_to_others
 from bench.proxies import Proxy
 from bench.traffic import Kind
 from libs.localstack.config import LocalConfig
 from libs.localstack.process import Process, free_port, port_answers
 from libs.localstack.run import LocalRelay
 
-__all__ = ["BenchFailed", "Kind", "Proxy", "Rig", "Run", "cpu_seconds", "program", "running"]
+__all__ = ["BenchFailed", "Kind", "Proxy", "Rig", "Run", "cpu_seconds", "pin", "program", "running", "send"]
 
 _LOAD_S_MAX: Final = 180
 _SETTLED_S: Final = 60
@@ -95,8 +95,7 @@ class Rig:
     def load(self, proxy: Proxy, kind: Kind, *, requests: int, connections: int) -> Run:
         """Send a load and measure until all of it is settled. Raises BenchFailed unless every answer was whole and 200."""
         with self.measured(proxy, kind, requests) as spent_us:
-            plan = {"requests": requests, "connections": connections, **destination(proxy, kind)}
-            report = report_of("bench.load", plan)
+            report = send(proxy, kind, requests=requests, connections=connections)
             if report["errors"] or report["requests"] != requests:
                 raise BenchFailed(f"{proxy.name}: {report} of {requests} requests")
         return Run(
@@ -154,7 +153,7 @@ def running(home: Path) -> Iterator[Rig]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(_roomy())
         upstream = stack.enter_context(serving_upstream(home))
-        (caddy,) = stack.enter_context(proxies.caddy(home, upstream.url))
+        caddy = stack.enter_context(proxies.caddy(home, upstream.url))
         relay = LocalRelay(_relay_config(home, upstream.url))
         stack.callback(relay.stop)
         run = relay.start()
@@ -164,7 +163,7 @@ def running(home: Path) -> Iterator[Rig]:
         headers = {"x-api-key": run["api_key"]}
         gateway = Proxy("relay", run["gateway_url"], run["pids"]["gateway"], beside, headers)
         for proxy in (caddy, gateway):
-            pin(proxy.pid, measured_core())
+            pin(proxy.pid)
         rig = Rig(upstream, caddy, gateway, run)
         rig.widen()
         yield rig
@@ -183,6 +182,11 @@ def serving_upstream(home: Path, certificate: Path | None = None) -> Iterator[Pr
         yield Proxy("upstream", f"{scheme}://127.0.0.1:{port}", process.pid)
     finally:
         process.stop()
+
+
+def send(proxy: Proxy, kind: Kind, *, requests: int, connections: int) -> dict[str, Any]:
+    """What bench/load.py reports of a closed loop. Raises BenchFailed."""
+    return report_of("bench.load", {"requests": requests, "connections": connections, **destination(proxy, kind)})
 
 
 def destination(proxy: Proxy, kind: Kind) -> dict[str, Any]:
