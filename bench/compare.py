@@ -22,7 +22,7 @@ import trustme
 
 from bench import chart, gateways, measures, proxies, report, rig
 from bench.programs import BenchFailed, pin
-from bench.rig import Proxy, Rig
+from bench.rig import Kind, Proxy, Rig
 from bench.workloads import JSON, PLAIN, RELAY, SSE, WORKLOADS, Measured, Results, Timed, Workload
 from libs.localstack.process import ProcessFailed
 
@@ -31,6 +31,8 @@ TIMING_ROUNDS: Final = 3
 TIMING_S: Final = 4.0
 STARTS: Final = 3
 _CREDIT_USD: Final = "10000.00"
+_WARMING: Final[tuple[tuple[Kind, int], ...]] = (("json", 200), ("sse", 32))
+"""Before memory is looked at."""
 _MEMORY: Final = "streams"
 _TIMING: Final = "timing"
 _READY: Final = "ready"
@@ -133,9 +135,8 @@ def _measure_memory(stage: Stage, results: Results) -> None:
     _say(f"memory of {measures.STREAMS_OPEN:,} open streams")
     for proxy in stage.plain:
         with _forgiving(proxy, {}):
-            for kind, requests in ((JSON, 200), (SSE, 32)):
-                warming = next(workload for workload in WORKLOADS if workload.name == kind).kind
-                stage.rig.load(proxy, warming, requests=requests, connections=16)
+            for kind, requests in _WARMING:
+                stage.rig.load(proxy, kind, requests=requests, connections=16)
             found = measures.bytes_per_stream(stage.rig, proxy)
             results.stream_bytes[proxy.name] = found
             _say(f"  {proxy.name:<8} {found / 1000:6.1f} KB a stream")
