@@ -1,7 +1,7 @@
-"""A closed-loop load of many keep-alive connections: `python -m bench.load URL KEY json|sse REQUESTS CONNECTIONS`.
+"""A closed-loop load of many keep-alive connections: `python -m bench.load URL KEY json|sse REQUESTS CONNECTIONS HEADERS`.
 
-Prints one JSON object: requests, errors (not 200, or a stream without its end), seconds, and the time from request to the last
-byte (p50, p99, milliseconds).
+HEADERS is a JSON object of what is sent beside the usual headers, or instead of them. Prints one JSON object: requests, errors
+(not 200, or a stream without its end), seconds, and the time from request to the last byte (p50, p99, milliseconds).
 """
 
 import asyncio
@@ -71,7 +71,7 @@ class _Connection(asyncio.Protocol):
             self._ended.set_result(None)
 
 
-def _request(host: str, key: str, *, stream: bool) -> bytes:
+def _request(host: str, path: str, headers: dict[str, str], *, stream: bool) -> bytes:
     body = json.dumps(
         {
             "model": "claude-sonnet-4-6",
@@ -81,16 +81,15 @@ def _request(host: str, key: str, *, stream: bool) -> bytes:
         },
         separators=(",", ":"),
     ).encode()
-    head = (
-        f"POST /v1/messages HTTP/1.1\r\nhost: {host}\r\nx-api-key: {key}\r\nanthropic-version: 2023-06-01\r\n"
-        f"content-type: application/json\r\nuser-agent: bench\r\ncontent-length: {len(body)}\r\n\r\n"
-    )
-    return head.encode() + body
+    head = {"host": host, **headers, "content-type": "application/json", "content-length": str(len(body))}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in head.items())
+    return f"POST {path} HTTP/1.1\r\n{lines}\r\n".encode() + body
 
 
-async def _main(url: str, key: str, kind: str, requests: int, connections: int) -> None:
+async def _main(url: str, headers: dict[str, str], kind: str, requests: int, connections: int) -> None:
     address = urlsplit(url)
-    run = _Run(_request(address.netloc, key, stream=kind == "sse"), requests, stream=kind == "sse")
+    stream = kind == "sse"
+    run = _Run(_request(address.netloc, address.path, headers, stream=stream), requests, stream=stream)
     loop = asyncio.get_running_loop()
     started = time.perf_counter()
     ends: list[asyncio.Future[None]] = []
@@ -114,4 +113,7 @@ async def _main(url: str, key: str, kind: str, requests: int, connections: int) 
 
 
 if __name__ == "__main__":
-    uvloop.run(_main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5])))
+    usual = {"x-api-key": sys.argv[2], "anthropic-version": "2023-06-01", "user-agent": "bench"}
+    uvloop.run(
+        _main(sys.argv[1], {**usual, **json.loads(sys.argv[6])}, sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
+    )

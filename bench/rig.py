@@ -12,7 +12,7 @@ import sys
 import sysconfig
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -60,6 +60,9 @@ class Proxy:
     pid: int
     beside: dict[str, int]
     """Process ids that are shown apart."""
+    headers: dict[str, str] = field(default_factory=dict)
+    """Sent with each request: the peer's own key, and what it must be told."""
+    path: str = "/v1/messages"
 
 
 class Rig:
@@ -86,7 +89,7 @@ class Rig:
         """Send a load and measure until all of it is settled. Raises BenchFailed unless every answer was whole and 200."""
         pids = {proxy.name: proxy.pid, **proxy.beside}
         before = {name: cpu_seconds(pid) for name, pid in pids.items()}
-        report = _load(proxy.url, self._run["api_key"], kind, requests, connections)
+        report = send(proxy, self._run["api_key"], kind, requests, connections)
         if report["errors"] or report["requests"] != requests:
             raise BenchFailed(f"{proxy.name}: {report} of {requests} requests")
         if proxy is self.relay:
@@ -146,7 +149,7 @@ def running(home: Path) -> Iterator[Rig]:
         pids = run["pids"]
         beside = {name: pids[name] for name in _BESIDE}
         for pid in (caddy.pid, pids["gateway"]):
-            _pin(pid)
+            pin(pid)
         yield Rig(
             Proxy("caddy", f"http://127.0.0.1:{caddy_port}", caddy.pid, {}),
             Proxy("relay", run["gateway_url"], pids["gateway"], beside),
@@ -174,6 +177,25 @@ def program(name: str) -> str:
     if found is None:
         raise BenchFailed(f"{name} is not installed; run `make setup`")
     return found
+
+
+def pin(pid: int) -> None:
+    """The proxies share the last core; load, upstream and stores go where the system puts them."""
+    core = max(os.sched_getaffinity(0))
+    process = psutil.Process(pid)
+    for member in (process, *process.children(recursive=True)):
+        for thread in member.threads():
+            os.sched_setaffinity(thread.id, {core})
+
+
+def send(proxy: Proxy, key: str, kind: Kind, requests: int, connections: int) -> dict[str, Any]:
+    """What `bench.load` says of a load run against a proxy, with the caller's key. Raises BenchFailed if it does not end."""
+    arguments = [proxy.url + proxy.path, key, kind, str(requests), str(connections), json.dumps(proxy.headers)]
+    command = [sys.executable, "-m", "bench.load", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_LOAD_S_MAX, check=False)
+    if done.returncode != 0:
+        raise BenchFailed(f"the load against {proxy.url} failed:\n{done.stderr[-2000:]}")
+    return dict(json.loads(done.stdout))
 
 
 def _relay_config(home: Path, upstream_url: str) -> LocalConfig:
@@ -204,18 +226,3 @@ def _start_caddy(home: Path, port: int, upstream_port: int) -> Process:
     environment = {**os.environ, **state, "GOMAXPROCS": "1"}
     caddy = Process.start("caddy", command, log=home / "caddy.log", environment=environment)
     return caddy.wait_until(port_answers(port), seconds=_READY_S)
-
-
-def _pin(pid: int) -> None:
-    """The proxies share the last core; load, upstream and stores go where the system puts them."""
-    core = max(os.sched_getaffinity(0))
-    for thread in psutil.Process(pid).threads():
-        os.sched_setaffinity(thread.id, {core})
-
-
-def _load(url: str, key: str, kind: Kind, requests: int, connections: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "bench.load", url, key, kind, str(requests), str(connections)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_LOAD_S_MAX, check=False)
-    if done.returncode != 0:
-        raise BenchFailed(f"the load against {url} failed:\n{done.stderr[-2000:]}")
-    return dict(json.loads(done.stdout))

@@ -67,7 +67,7 @@ class _Connection(asyncio.Protocol):
                 return
             body = self._buffer[end + 4 : end + 4 + length]
             self._buffer = self._buffer[end + 4 + length :]
-            if b'"stream":true' in body:
+            if b'"stream":true' in body or b'"stream": true' in body:
                 spawn(self._stream(), name="bench-stream")
             else:
                 self._transport.write(_JSON)
