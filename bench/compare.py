@@ -7,7 +7,6 @@ often, and neither writes the results.
 
 import argparse
 import contextlib
-import importlib
 import os
 import shutil
 import sys
@@ -20,7 +19,7 @@ from typing import Final
 
 import trustme
 
-from bench import chart, gateways, measures, proxies, report, rig
+from bench import chart, gateways, measures, peers, proxies, report, rig
 from bench.programs import BenchFailed, pin
 from bench.rig import Kind, Proxy, Rig
 from bench.workloads import JSON, PLAIN, RELAY, SSE, WORKLOADS, Measured, Results, Timed, Workload
@@ -115,7 +114,6 @@ def _stage(home: Path, results: Results, *, quick: bool) -> Iterator[Stage]:
 @contextlib.contextmanager
 def _peers(home: Path, upstream_url: str, results: Results) -> Iterator[list[Proxy]]:
     """LiteLLM and Portkey."""
-    peers = importlib.import_module("bench.peers")
     results.peers = peers.versions()
     with peers.running(home, upstream_url) as running:
         yield running

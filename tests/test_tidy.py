@@ -114,7 +114,7 @@ def test_nothing_names_this_machine_or_an_index() -> None:
             assert found is None, f"{name_of(path)}: {found}"
 
 
-@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt", "bench/peers/litellm.txt"])
 def test_everything_that_is_installed_is_hashed(name: str) -> None:
     text = (ROOT / name).read_text()
     assert "://" not in text
