@@ -130,7 +130,7 @@ def _measure(stage: Stage, results: Results, parts: list[str]) -> None:
 
 
 def _measure_memory(stage: Stage, results: Results) -> None:
-    _say(f"memory of {measures.STREAMS_OPEN:,} open streams")
+    _say("memory of open streams")
     for proxy in stage.plain:
         with _forgiving(proxy, {}):
             for kind, requests in _WARMING:

@@ -16,7 +16,7 @@ from bench import traffic
 
 _AT_ONCE: Final = 50
 """Opened together, so that no proxy is judged by how it takes a thousand in one moment."""
-_GIVE_UP_S: Final = 120
+_GIVE_UP_S: Final = 60
 _WRONG_BYTES: Final = 600
 
 
@@ -60,7 +60,10 @@ async def _main(plan: dict[str, Any]) -> None:
     streams: list[_Stream] = []
     while len(streams) < plan["count"]:
         some = min(_AT_ONCE, plan["count"] - len(streams))
-        streams += await asyncio.gather(*(_open(plan["url"], request, stream=True) for _ in range(some)))
+        try:
+            streams += await asyncio.gather(*(_open(plan["url"], request, stream=True) for _ in range(some)))
+        except TimeoutError:
+            sys.exit(f"no more than {len(streams)} have begun after {_GIVE_UP_S} s")
     print("open", flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
     body = json.dumps({"text": traffic.RELEASE}).encode()

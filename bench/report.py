@@ -34,7 +34,8 @@ _READ: Final = """How to read it
   slow is not left out. A run in which the generator itself is late (p50 above {late_p50} ms, p99 above {late_p99} ms) is
   repeated, and the bench ends if it stays so. Each event carries the time it was sent: a gap is how much farther apart two
   events came than they were sent. "Added" is the gateway's figure less that of the same load without a proxy.
-- Memory is what is resident with {streams:,} streams open, less what was after warming up, per stream.
+- Memory is what is resident with {streams:,} streams open (LiteLLM, which opens no more than 500 connections to an upstream:
+  {fewer:,}), less what was after warming up, per stream.
 - Every answer was 200 and whole, and the ledger has exactly one row for each of the relay's {requests:,} requests, at its
   cost."""
 
@@ -47,6 +48,7 @@ def text(results: Results) -> str:
         late_p50=measures.LATE_P50_MS_MAX,
         late_p99=measures.LATE_P99_MS_MAX,
         streams=measures.STREAMS_OPEN,
+        fewer=measures.STREAMS_OPEN_FEWER["litellm"],
         requests=results.relay_requests,
     )
     return f"""# What a request costs, side by side
