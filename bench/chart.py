@@ -25,18 +25,27 @@ _COLOURS: Final = {
 
 
 @dataclass(frozen=True)
+class Bar:
+    """What a request costs a proxy."""
+
+    cost_us: float
+    to_caddy: float
+    """The ratio that the table shows."""
+
+
+@dataclass(frozen=True)
 class Panel:
-    """A title, and a length for each proxy, µs."""
+    """A title, and a bar for each proxy."""
 
     title: str
-    bars: dict[str, float]
+    bars: dict[str, Bar]
 
 
 def panels(results: Results) -> list[Panel]:
     """The plain proxies beside the gateway; then, on a scale of their own, the peers beside both."""
-    plain = [Panel(one.workload.title, _medians(one, (*PLAIN, RELAY))) for one in results.measured]
+    plain = [Panel(one.workload.title, _bars(one, (*PLAIN, RELAY))) for one in results.measured]
     peers = [
-        Panel(f"{one.workload.title}: beside gateways of its kind", _medians(one, tuple(NAMES)))
+        Panel(f"{one.workload.title}: beside gateways of its kind", _bars(one, tuple(NAMES)))
         for one in results.measured
         if one.workload.name in (JSON, SSE) and one.runs.keys() - {*PLAIN, RELAY}
     ]
@@ -64,12 +73,12 @@ def drawn(results: Results) -> str:
 
 
 def _panel(panel: Panel, y: int) -> list[str]:
-    longest = max(panel.bars.values())
+    longest = max(bar.cost_us for bar in panel.bars.values())
     lines = [_text(0, y + 22, panel.title, weight="bold")]
-    for number, (name, cost) in enumerate(panel.bars.items()):
+    for number, (name, bar) in enumerate(panel.bars.items()):
         top = y + _TITLE + number * _STEP - 4
-        length = max(1.0, cost / longest * (_WIDTH - _LABEL - _VALUE))
-        label = f"{cost:,.0f}" + ("" if name == "caddy" else f"  ({cost / panel.bars['caddy']:.2f} ×)")
+        length = max(1.0, bar.cost_us / longest * (_WIDTH - _LABEL - _VALUE))
+        label = f"{bar.cost_us:,.0f}" + ("" if name == "caddy" else f" ({bar.to_caddy:,.2f} ×)")
         lines += [
             _text(0, top + 13, NAMES[name]),
             f'<rect x="{_LABEL}" y="{top}" width="{length:.1f}" height="{_BAR}" rx="2" fill="{_COLOURS[name]}"/>',
@@ -82,5 +91,9 @@ def _text(x: int, y: int, text: str, *, weight: str = "normal") -> str:
     return f'<text x="{x}" y="{y}" fill="{_TEXT}" font-weight="{weight}">{escape(text)}</text>'
 
 
-def _medians(measured: Measured, names: Sequence[str]) -> dict[str, float]:
-    return {name: measured.spread(name).median for name in names if name in measured.runs}
+def _bars(measured: Measured, names: Sequence[str]) -> dict[str, Bar]:
+    return {
+        name: Bar(measured.spread(name).median, measured.ratio(name, "caddy").median)
+        for name in names
+        if name in measured.runs
+    }
