@@ -46,12 +46,19 @@ class _Alarm:
         seconds, nanoseconds = divmod(max(int(at * 1e9), 1), 10**9)
         self._libc.timerfd_settime(self._file, _ABSOLUTE, struct.pack("llll", 0, 0, seconds, nanoseconds), None)
 
+    def close(self) -> None:
+        """It rings no more."""
+        asyncio.get_running_loop().remove_reader(self._file)
+        os.close(self._file)
+
     def _ring(self) -> None:
         os.read(self._file, 8)
         self._callback()
 
 
-class _Load:
+class Load:
+    """All requests of a plan, and the times they took."""
+
     def __init__(self, plan: dict[str, Any]) -> None:
         chance = random.Random(plan["seed"])
         self._address = urlsplit(plan["url"])
@@ -61,6 +68,7 @@ class _Load:
         self._due = sorted(chance.random() * plan["seconds"] for _ in range(count))
         self._sent = 0
         self._open: int = plan["connections"]
+        self.connections: set[_Connection] = set()
         self._idle: list[_Connection] = []
         self._alarm = _Alarm(self._send_due)
         self._opening: set[asyncio.Task[Any]] = set()
@@ -72,12 +80,16 @@ class _Load:
         self.wrong = ""
 
     async def run(self) -> None:
+        """To the last answer, or until it is given up."""
         await asyncio.gather(*(self._connect(None) for _ in range(self._open)))
         start = time.monotonic() + _LEAD_S
         self._due = [start + due for due in self._due]
         self._alarm.set(self._due[0])
         with contextlib.suppress(TimeoutError):  # what was not answered is missing in the report
             await asyncio.wait_for(self.ended, self._due[-1] - start + _GIVE_UP_S)
+        self._alarm.close()
+        for connection in list(self.connections):
+            connection.close()
 
     def _send_due(self) -> None:
         while self._sent < len(self._due) and self._due[self._sent] <= (now := time.monotonic()):
@@ -98,9 +110,11 @@ class _Load:
         await asyncio.get_running_loop().create_connection(make, self._address.hostname or "", self._address.port or 80)
 
     def is_idle(self, connection: "_Connection") -> None:
+        """It takes the next request."""
         self._idle.append(connection)
 
     def is_answered(self, answer: bytearray) -> None:
+        """A whole answer has come."""
         self.answered += 1
         if not traffic.is_right(answer, stream=self.stream):
             self.errors += 1
@@ -109,6 +123,8 @@ class _Load:
             self.ended.set_result(None)
 
     def is_lost(self, connection: "_Connection", *, busy: bool) -> None:
+        """It was closed; `busy`: before its answer was whole."""
+        self.connections.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)
         if busy and not self.ended.done():
@@ -118,7 +134,7 @@ class _Load:
 
 
 class _Connection(asyncio.Protocol):
-    def __init__(self, load: _Load, due: float | None) -> None:
+    def __init__(self, load: Load, due: float | None) -> None:
         self._load = load
         self._due = due
         """Of the request under way; None: there is none."""
@@ -129,10 +145,14 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
+        self._load.connections.add(self)
         if self._due is None:
             self._load.is_idle(self)
         else:
             self.send(self._due)
+
+    def close(self) -> None:
+        self._transport.close()
 
     def send(self, due: float) -> None:
         self._due, self._looked_at, self._event = due, 0, None
@@ -172,7 +192,7 @@ def _quantiles_ms(name: str, seconds: list[float]) -> dict[str, float]:
 
 
 async def _main(plan: dict[str, Any]) -> None:
-    load = _Load(plan)
+    load = Load(plan)
     await load.run()
     report = {"requests": load.answered, "errors": load.errors, "wrong": load.wrong}
     for name, seconds in (("late", load.late_s), ("first", load.first_s), ("gap", load.gap_s)):

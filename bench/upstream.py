@@ -75,8 +75,10 @@ _END: Final = (
 )
 
 
-class _Connection(asyncio.Protocol):
-    held: Final[set["_Connection"]] = set()
+class Connection(asyncio.Protocol):
+    """One caller."""
+
+    held: Final[set["Connection"]] = set()
 
     def __init__(self, gap_s: float) -> None:
         self._gap_s = gap_s
@@ -156,7 +158,7 @@ async def _serve(port: int, gap_s: float, certificate: str | None) -> None:
     if certificate is not None:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(certificate)
-    server = await loop.create_server(lambda: _Connection(gap_s), "127.0.0.1", port, backlog=4096, ssl=context)
+    server = await loop.create_server(lambda: Connection(gap_s), "127.0.0.1", port, backlog=4096, ssl=context)
     print(f"upstream ready {server.sockets[0].getsockname()[1]}", flush=True)
     await server.serve_forever()
 
