@@ -31,6 +31,7 @@ _MIX_BODIES: Final = 40
 _MIX_CACHED: Final = 12
 _MIX_BYTES: Final = (50_000, 150_000)
 _LARGE_BODY_BYTES: Final = 400_000
+_OK: Final = b"HTTP/1.1 200"
 _TEXT: Final = 'the quick relay reads a copy of what it forwards and counts every token, "as is".'
 _HEADERS: Final = {"anthropic-version": "2023-06-01", "content-type": "application/json", "user-agent": "bench"}
 _SDK_HEADERS: Final = {
@@ -76,8 +77,8 @@ def costs(kind: Kind, count: int) -> Counter[Decimal]:
 
 
 def is_whole(answer: bytearray, *, stream: bool) -> bool:
-    """Whether the last byte has come."""
-    if stream:
+    """Whether the last byte has come. Refusals are no streams, whatever was asked for."""
+    if stream and answer.startswith(_OK):
         return answer.endswith(b"0\r\n\r\n")
     end = answer.find(b"\r\n\r\n")
     if end < 0:
@@ -88,7 +89,7 @@ def is_whole(answer: bytearray, *, stream: bool) -> bool:
 
 def is_right(answer: bytearray, *, stream: bool) -> bool:
     """Whether a whole answer is a 200, and its stream one that was not cut off."""
-    return answer.startswith(b"HTTP/1.1 200") and stream is (b'"message_stop"' in answer)
+    return answer.startswith(_OK) and stream is (b'"message_stop"' in answer)
 
 
 def content_length(head: bytes | bytearray) -> int | None:

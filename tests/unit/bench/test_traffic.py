@@ -53,6 +53,8 @@ def test_the_large_body_is_400_kb() -> None:
         (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n", False, False),
         (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n", False, True),
         (b"HTTP/1.1 200 OK\r\n\r\n1\r\nx\r\n0\r\n\r\n", True, True),
+        (b"HTTP/1.1 529 Overloaded\r\ncontent-length: 2\r\n\r\n{", True, False),
+        (b"HTTP/1.1 529 Overloaded\r\ncontent-length: 2\r\n\r\n{}", True, True),
     ],
 )
 def test_the_end_of_an_answer(answer: bytes, stream: bool, whole: bool) -> None:
