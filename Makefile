@@ -10,7 +10,7 @@ TOGETHER := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-cluster check format bench bench-smoke bench-admission bench-accounting bench-analytics test-clients chaos lock clean
+.PHONY: help setup run test test-cluster check format bench bench-gate bench-admission bench-accounting bench-analytics test-clients chaos lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -53,10 +53,11 @@ format: setup  ## rewrite the code as `make check` wants it
 test-clients: setup  ## TypeScript SDK and Claude Code, from npm, through the relay
 	$(BIN)/python -m tests.clients
 
-bench: bench-smoke bench-admission bench-accounting  ## all benches
+bench: setup  ## CPU, times and memory beside nginx and Caddy (PEERS=1: LiteLLM and Portkey too), written to bench/RESULTS.md
+	$(BIN)/python -m bench.compare
 
-bench-smoke: setup  ## CPU per request beside Caddy's, written to bench/RESULTS.md
-	$(BIN)/python -m bench.smoke
+bench-gate: setup  ## fail if a request costs more than 1.3 × what bench/gate.json remembers: a minute
+	$(BIN)/python -m bench.gate
 
 bench-admission: setup  ## CPU of admission, written to bench/ADMISSION.md
 	$(BIN)/python -m bench.admission

@@ -1,1 +1,1 @@
-"""What a request costs, side by side in one run. Read smoke.py first."""
+"""What a request costs, side by side in one run. START HERE: compare.py."""

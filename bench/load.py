@@ -1,26 +1,32 @@
-"""A closed-loop load of many keep-alive connections: `python -m bench.load URL KEY json|sse REQUESTS CONNECTIONS HEADERS`.
+"""A closed-loop load of many keep-alive connections: `python -m bench.load PLAN`, where PLAN is a JSON object.
 
-HEADERS is a JSON object of what is sent beside the usual headers, or instead of them. Prints one JSON object: requests, errors
-(not 200, or a stream without its end), seconds, and the time from request to the last byte (p50, p99, milliseconds).
+Its fields: url, path, headers, kind, requests, connections. Prints one JSON object: requests, errors (not 200, or a stream
+without its end) and how the last of these began, seconds, and the time from request to the last byte (p50, p99, milliseconds).
 """
 
 import asyncio
 import functools
+import itertools
 import json
 import sys
 import time
-from typing import cast
+from collections.abc import Iterator
+from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
 import uvloop
 
+from bench import traffic
+
+_WRONG_BYTES: Final = 600
+
 
 class _Run:
-    def __init__(self, request: bytes, requests: int, *, stream: bool) -> None:
-        self.request = request
-        self.left = requests
+    def __init__(self, requests: Iterator[bytes], *, stream: bool) -> None:
+        self.requests = requests
         self.stream = stream
         self.errors = 0
+        self.wrong = ""
         self.seconds: list[float] = []
 
 
@@ -28,7 +34,7 @@ class _Connection(asyncio.Protocol):
     def __init__(self, run: _Run, ended: asyncio.Future[None]) -> None:
         self._run = run
         self._ended = ended
-        self._buffer = bytearray()
+        self._answer = bytearray()
         self._started = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -36,64 +42,36 @@ class _Connection(asyncio.Protocol):
         self._next()
 
     def _next(self) -> None:
-        if self._run.left <= 0:
+        request = next(self._run.requests, None)
+        if request is None:
             self._transport.close()
             return
-        self._run.left -= 1
-        self._buffer.clear()
+        self._answer.clear()
         self._started = time.perf_counter()
-        self._transport.write(self._run.request)
+        self._transport.write(request)
 
     def data_received(self, data: bytes) -> None:
-        self._buffer += data
-        if self._is_complete():
+        self._answer += data
+        if traffic.is_whole(self._answer, stream=self._run.stream):
             self._run.seconds.append(time.perf_counter() - self._started)
-            if not self._buffer.startswith(b"HTTP/1.1 200") or self._run.stream is not (
-                b'"message_stop"' in self._buffer
-            ):
+            if not traffic.is_right(self._answer, stream=self._run.stream):
                 self._run.errors += 1
+                self._run.wrong = self._answer[:_WRONG_BYTES].decode(errors="replace")
             self._next()
-
-    def _is_complete(self) -> bool:
-        if self._run.stream:
-            return self._buffer.endswith(b"0\r\n\r\n")
-        end = self._buffer.find(b"\r\n\r\n")
-        if end < 0:
-            return False
-        head = bytes(self._buffer[:end]).lower()
-        at = head.find(b"content-length:")
-        if at < 0:
-            return self._buffer.endswith(b"0\r\n\r\n")
-        return len(self._buffer) >= end + 4 + int(head[at + 15 :].split(b"\r\n", 1)[0])
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self._ended.done():
             self._ended.set_result(None)
 
 
-def _request(host: str, path: str, headers: dict[str, str], *, stream: bool) -> bytes:
-    body = json.dumps(
-        {
-            "model": "claude-sonnet-4-6",
-            "max_tokens": 1024,
-            "stream": stream,
-            "messages": [{"role": "user", "content": "Hello, Claude. " * 60}],
-        },
-        separators=(",", ":"),
-    ).encode()
-    head = {"host": host, **headers, "content-type": "application/json", "content-length": str(len(body))}
-    lines = "".join(f"{name}: {value}\r\n" for name, value in head.items())
-    return f"POST {path} HTTP/1.1\r\n{lines}\r\n".encode() + body
-
-
-async def _main(url: str, headers: dict[str, str], kind: str, requests: int, connections: int) -> None:
-    address = urlsplit(url)
-    stream = kind == "sse"
-    run = _Run(_request(address.netloc, address.path, headers, stream=stream), requests, stream=stream)
+async def _main(plan: dict[str, Any]) -> None:
+    address = urlsplit(plan["url"])
+    requests = traffic.requests(plan["kind"], plan["url"], plan["path"], plan["headers"])
+    run = _Run(itertools.islice(itertools.cycle(requests), plan["requests"]), stream=traffic.is_stream(plan["kind"]))
     loop = asyncio.get_running_loop()
     started = time.perf_counter()
     ends: list[asyncio.Future[None]] = []
-    for _ in range(connections):
+    for _ in range(plan["connections"]):
         ended = loop.create_future()
         ends.append(ended)
         await loop.create_connection(
@@ -105,6 +83,7 @@ async def _main(url: str, headers: dict[str, str], kind: str, requests: int, con
     report = {
         "requests": len(run.seconds),
         "errors": run.errors,
+        "wrong": run.wrong,
         "seconds": round(seconds, 3),
         "p50_ms": round(times[len(times) // 2] * 1000, 2),
         "p99_ms": round(times[min(len(times) - 1, len(times) * 99 // 100)] * 1000, 2),
@@ -113,7 +92,4 @@ async def _main(url: str, headers: dict[str, str], kind: str, requests: int, con
 
 
 if __name__ == "__main__":
-    usual = {"x-api-key": sys.argv[2], "anthropic-version": "2023-06-01", "user-agent": "bench"}
-    uvloop.run(
-        _main(sys.argv[1], {**usual, **json.loads(sys.argv[6])}, sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
-    )
+    uvloop.run(_main(json.loads(sys.argv[1])))

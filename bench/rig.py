@@ -1,41 +1,44 @@
-"""The processes of a benchmark: the fake upstream, Caddy, the whole relay; their CPU time, and one load run against either.
+"""The processes of a benchmark: the fake upstream, Caddy, the whole relay; and one load run against any of them.
 
-Everything listens on loopback, on free ports, and is stopped when the rig is left.
+Everything listens on loopback, on free ports, and is stopped when the rig is left. What is measured has the last core for
+itself; load, upstream and stores have the others.
 """
 
 import contextlib
 import json
 import os
-import shutil
+import resource
 import subprocess
 import sys
-import sysconfig
 import time
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import httpx2
-import psutil
 
+from bench import proxies, traffic
+from bench.programs import BenchFailed, cpu_seconds, other_cores, pin, program, yield_to_others
+from bench.proxies import Proxy
+from bench.traffic import Kind
 from libs.localstack.config import LocalConfig
 from libs.localstack.process import Process, free_port, port_answers
 from libs.localstack.run import LocalRelay
 
-Kind = Literal["json", "sse"]
-REQUEST_COST_USD: Final = Decimal("0.002325")
-"""25 input and 150 output tokens of claude-sonnet-4-6: what bench/upstream.py says of every answer."""
-_READY_S: Final = 30
-_LOAD_S_MAX: Final = 120
+__all__ = ["BenchFailed", "Kind", "Proxy", "Rig", "Run", "cpu_seconds", "pin", "program", "running", "send"]
+
+_LOAD_S_MAX: Final = 180
 _SETTLED_S: Final = 60
 _PAGE: Final = 500
+_GAP_MS: Final = 20
 _BESIDE: Final = ("redis", "nats", "accounting", "clickhouse")
-
-
-class BenchFailed(Exception):
-    """An answer was not 200, or the ledger does not hold what was served. No figure of such a run may be used."""
+_LATER: Final = ("accounting", "clickhouse")
+"""Nobody waits for these: they have what the others leave, as if they were on a machine of their own."""
+_LIMITS: Final = {"rpm": 10**7, "itpm": 10**9, "otpm": 10**9, "in_flight": 10**5}
+"""Of the demo account: each is looked at for every request, and none is reached."""
 
 
 @dataclass(frozen=True)
@@ -50,70 +53,80 @@ class Run:
     p50_ms: float
     p99_ms: float
 
-
-@dataclass(frozen=True)
-class Proxy:
-    """Something the load can be sent to."""
-
-    name: str
-    url: str
-    pid: int
-    beside: dict[str, int]
-    """Process ids that are shown apart."""
-    headers: dict[str, str] = field(default_factory=dict)
-    """Sent with each request: the peer's own key, and what it must be told."""
-    path: str = "/v1/messages"
+    @property
+    def busy(self) -> float:
+        """The share of the measured core that the proxy had: near 1 at saturation."""
+        return self.cpu_us * self.per_second / 1e6
 
 
 class Rig:
     """What runs, and what the relay was asked so far."""
 
-    def __init__(self, caddy: Proxy, relay: Proxy, run: dict[str, Any]) -> None:
+    def __init__(self, upstream: Proxy, caddy: Proxy, relay: Proxy, run: dict[str, Any]) -> None:
+        self.upstream = upstream
+        """What stands behind the proxies, to be asked directly."""
         self.caddy = caddy
         self.relay = relay
-        self._run = run
+        self.run = run
+        """What the relay's run.json says."""
         self._admin = httpx2.Client(
             base_url=f"{run['admin_url']}/api/v1",
             headers={"authorization": f"Bearer {run['admin_token']}"},
             timeout=30,
             trust_env=False,
         )
-        self.relay_requests = 0
+        self._asked: Counter[Decimal] = Counter()
+
+    @property
+    def relay_requests(self) -> int:
+        """How many the relay has served."""
+        return self._asked.total()
+
+    def widen(self) -> None:
+        """Raise the account's limits, so that no run is refused."""
+        path = f"/accounts/{self.run['account_id']}"
+        self._admin.patch(path, json={"limits": _LIMITS}).raise_for_status()
 
     def grant(self, amount_usd: str) -> None:
         """More credit, so that no run ends for want of it."""
         body = {"amount_usd": amount_usd, "reason": "bench"}
-        self._admin.post(f"/accounts/{self._run['account_id']}/credits", json=body).raise_for_status()
+        self._admin.post(f"/accounts/{self.run['account_id']}/credits", json=body).raise_for_status()
 
     def load(self, proxy: Proxy, kind: Kind, *, requests: int, connections: int) -> Run:
         """Send a load and measure until all of it is settled. Raises BenchFailed unless every answer was whole and 200."""
-        pids = {proxy.name: proxy.pid, **proxy.beside}
-        before = {name: cpu_seconds(pid) for name, pid in pids.items()}
-        report = send(proxy, self._run["api_key"], kind, requests, connections)
-        if report["errors"] or report["requests"] != requests:
-            raise BenchFailed(f"{proxy.name}: {report} of {requests} requests")
-        if proxy is self.relay:
-            self.relay_requests += requests
-            self._wait_settled()
-        spent = {name: cpu_seconds(pid) - before[name] for name, pid in pids.items()}
-        per_request = {name: seconds / requests * 1e6 for name, seconds in spent.items()}
+        with self.measured(proxy, kind, requests) as spent_us:
+            report = send(proxy, kind, requests=requests, connections=connections)
+            if report["errors"] or report["requests"] != requests:
+                raise BenchFailed(f"{proxy.name}: {report} of {requests} requests")
         return Run(
-            cpu_us=per_request.pop(proxy.name),
-            beside_us=per_request,
+            cpu_us=spent_us.pop(proxy.name),
+            beside_us=spent_us,
             per_second=requests / report["seconds"],
             p50_ms=report["p50_ms"],
             p99_ms=report["p99_ms"],
         )
 
+    @contextlib.contextmanager
+    def measured(self, proxy: Proxy, kind: Kind, requests: int) -> Iterator[dict[str, float]]:
+        """Around so many requests: what is yielded holds µs of CPU per request of each process, once they are settled."""
+        pids = {proxy.name: proxy.pid, **proxy.beside}
+        before = {name: cpu_seconds(pid) for name, pid in pids.items()}
+        spent_us: dict[str, float] = {}
+        yield spent_us
+        if proxy.name == self.relay.name:
+            self._asked += traffic.costs(kind, requests)
+            self._wait_settled()
+        spent_us |= {name: (cpu_seconds(pid) - before[name]) / requests * 1e6 for name, pid in pids.items()}
+
     def check_rows(self) -> None:
-        """Raise BenchFailed unless the ledger has exactly one row for each request of the relay."""
-        rows = sum(1 for _ in self._rows())
-        if rows != self.relay_requests:
-            raise BenchFailed(f"{self.relay_requests} requests left {rows} rows")
+        """Raise BenchFailed unless the ledger has exactly one row for each request of the relay, at its cost."""
+        rows = Counter(Decimal(row["total_usd"]) for row in self._rows())
+        if rows != self._asked:
+            raise BenchFailed(f"requests by cost: {dict(self._asked)}; rows of the ledger: {dict(rows)}")
 
     def _wait_settled(self) -> None:
         """Until the balance has paid for every request so far; raise BenchFailed if it does not, or for more."""
-        expected = self.relay_requests * REQUEST_COST_USD
+        expected = sum((cost * count for cost, count in self._asked.items()), Decimal(0))
         deadline = time.monotonic() + _SETTLED_S
         while (spent := self._spent()) != expected:
             if time.monotonic() > deadline or spent > expected:
@@ -121,11 +134,11 @@ class Rig:
             time.sleep(0.1)
 
     def _spent(self) -> Decimal:
-        answer = self._admin.get(f"/accounts/{self._run['account_id']}/balance").raise_for_status()
+        answer = self._admin.get(f"/accounts/{self.run['account_id']}/balance").raise_for_status()
         return Decimal(answer.json()["spent_usd"])
 
     def _rows(self) -> Iterator[dict[str, Any]]:
-        query = {"account_id": self._run["account_id"], "limit": str(_PAGE)}
+        query = {"account_id": self.run["account_id"], "limit": str(_PAGE)}
         while True:
             page = self._admin.get("/requests", params=query).raise_for_status().json()
             yield from page["data"]
@@ -137,65 +150,73 @@ class Rig:
 @contextlib.contextmanager
 def running(home: Path) -> Iterator[Rig]:
     """The upstream, Caddy and the relay, with a demo account. `home` holds their state and logs."""
-    upstream_port, caddy_port = free_port(), free_port()
-    command = [sys.executable, "-m", "bench.upstream", str(upstream_port), "20"]
-    upstream = Process.start("upstream", command, log=home / "upstream.log")
-    caddy = None
-    relay = LocalRelay(_relay_config(home, f"http://127.0.0.1:{upstream_port}"))
-    try:
-        upstream.wait_until(port_answers(upstream_port), seconds=_READY_S)
-        caddy = _start_caddy(home, caddy_port, upstream_port)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_roomy())
+        upstream = stack.enter_context(serving_upstream(home))
+        caddy = stack.enter_context(proxies.caddy(home, upstream.url))
+        relay = LocalRelay(_relay_config(home, upstream.url))
+        stack.callback(relay.stop)
         run = relay.start()
-        pids = run["pids"]
-        beside = {name: pids[name] for name in _BESIDE}
-        for pid in (caddy.pid, pids["gateway"]):
-            pin(pid)
-        yield Rig(
-            Proxy("caddy", f"http://127.0.0.1:{caddy_port}", caddy.pid, {}),
-            Proxy("relay", run["gateway_url"], pids["gateway"], beside),
-            run,
-        )
+        for name in _LATER:
+            yield_to_others(run["pids"][name])
+        beside = {name: run["pids"][name] for name in _BESIDE}
+        headers = {"x-api-key": run["api_key"]}
+        gateway = Proxy("relay", run["gateway_url"], run["pids"]["gateway"], beside, headers)
+        for proxy in (caddy, gateway):
+            pin(proxy.pid)
+        rig = Rig(upstream, caddy, gateway, run)
+        rig.widen()
+        yield rig
+
+
+@contextlib.contextmanager
+def serving_upstream(home: Path, certificate: Path | None = None) -> Iterator[Proxy]:
+    """The fake upstream, with TLS if there is a certificate."""
+    port = free_port()
+    name, scheme = ("upstream", "http") if certificate is None else ("upstream-tls", "https")
+    command = [sys.executable, "-m", "bench.upstream", str(port), str(_GAP_MS)]
+    command += [str(certificate)] if certificate is not None else []
+    process = Process.start(name, command, log=home / f"{name}.log")
+    try:
+        process.wait_until(port_answers(port), seconds=proxies.READY_S)
+        yield Proxy("upstream", f"{scheme}://127.0.0.1:{port}", process.pid)
     finally:
-        relay.stop()
-        if caddy is not None:
-            caddy.stop()
-        upstream.stop()
+        process.stop()
 
 
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process and its children so far."""
-    process = psutil.Process(pid)
-    times = [member.cpu_times() for member in (process, *process.children(recursive=True))]
-    ended = process.cpu_times()
-    return float(sum(time.user + time.system for time in times) + ended.children_user + ended.children_system)
+def send(proxy: Proxy, kind: Kind, *, requests: int, connections: int) -> dict[str, Any]:
+    """What bench/load.py reports of a closed loop. Raises BenchFailed."""
+    return report_of("bench.load", {"requests": requests, "connections": connections, **destination(proxy, kind)})
 
 
-def program(name: str) -> str:
-    """A program that a package has put beside this interpreter, or one on PATH."""
-    beside = Path(sysconfig.get_path("scripts")) / name
-    found = str(beside) if beside.exists() else shutil.which(name)
-    if found is None:
-        raise BenchFailed(f"{name} is not installed; run `make setup`")
-    return found
+def destination(proxy: Proxy, kind: Kind) -> dict[str, Any]:
+    """What every load generator must be told."""
+    return {"url": proxy.url, "path": proxy.path, "headers": proxy.headers, "kind": kind}
 
 
-def pin(pid: int) -> None:
-    """The proxies share the last core; load, upstream and stores go where the system puts them."""
-    core = max(os.sched_getaffinity(0))
-    process = psutil.Process(pid)
-    for member in (process, *process.children(recursive=True)):
-        for thread in member.threads():
-            os.sched_setaffinity(thread.id, {core})
-
-
-def send(proxy: Proxy, key: str, kind: Kind, requests: int, connections: int) -> dict[str, Any]:
-    """What `bench.load` says of a load run against a proxy, with the caller's key. Raises BenchFailed if it does not end."""
-    arguments = [proxy.url + proxy.path, key, kind, str(requests), str(connections), json.dumps(proxy.headers)]
-    command = [sys.executable, "-m", "bench.load", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_LOAD_S_MAX, check=False)
+def report_of(module: str, plan: dict[str, Any]) -> dict[str, Any]:
+    """Run a load generator with a plan; what it reports. Raises BenchFailed."""
+    command = [sys.executable, "-m", module, json.dumps(plan)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_LOAD_S_MAX, check=False)
+    except subprocess.TimeoutExpired:
+        raise BenchFailed(f"the load against {plan['url']} did not end in {_LOAD_S_MAX} s") from None
     if done.returncode != 0:
-        raise BenchFailed(f"the load against {proxy.url} failed:\n{done.stderr[-2000:]}")
+        raise BenchFailed(f"the load against {plan['url']} failed:\n{done.stderr[-2000:]}")
     return dict(json.loads(done.stdout))
+
+
+@contextlib.contextmanager
+def _roomy() -> Iterator[None]:
+    """Children may open thousands of connections, and leave the measured core alone."""
+    cores, (soft, hard) = os.sched_getaffinity(0), resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    os.sched_setaffinity(0, other_cores())
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def _relay_config(home: Path, upstream_url: str) -> LocalConfig:
@@ -211,18 +232,3 @@ def _relay_config(home: Path, upstream_url: str) -> LocalConfig:
         secrets_key="",
         environment={name: value for name, value in os.environ.items() if not name.startswith(ours)},
     )
-
-
-def _start_caddy(home: Path, port: int, upstream_port: int) -> Process:
-    """A plain reverse proxy that flushes every write, on one core."""
-    config = home / "Caddyfile"
-    config.write_text(
-        "{\n\tadmin off\n\tauto_https off\n\tpersist_config off\n}\n"
-        f"http://127.0.0.1:{port} {{\n\tbind 127.0.0.1\n\treverse_proxy 127.0.0.1:{upstream_port} {{\n"
-        "\t\tflush_interval -1\n\t}\n}\n"
-    )
-    state = {"HOME": str(home), "XDG_DATA_HOME": str(home), "XDG_CONFIG_HOME": str(home)}
-    command = [program("caddy"), "run", "--config", str(config), "--adapter", "caddyfile"]
-    environment = {**os.environ, **state, "GOMAXPROCS": "1"}
-    caddy = Process.start("caddy", command, log=home / "caddy.log", environment=environment)
-    return caddy.wait_until(port_answers(port), seconds=_READY_S)

@@ -44,9 +44,8 @@ def _measure(running: list[Proxy], kind: Kind, connections: int) -> None:
     """As many requests as take some seconds, by turns."""
     requests = {}
     for peer in running:
-        warm = rig.send(peer, "", kind, connections, connections)
-        per_second = rig.send(peer, "", kind, connections * 2, connections)["requests"] / warm["seconds"]
-        requests[peer.name] = max(connections, round(per_second * _SECONDS))
+        warm = rig.send(peer, kind, requests=connections, connections=connections)
+        requests[peer.name] = max(connections, round(warm["requests"] / warm["seconds"] * _SECONDS))
     costs: dict[str, list[float]] = {peer.name: [] for peer in running}
     for _ in range(_RUNS):
         for peer in running:
@@ -58,7 +57,7 @@ def _measure(running: list[Proxy], kind: Kind, connections: int) -> None:
 
 def _cost_us(peer: Proxy, kind: Kind, requests: int, connections: int) -> float:
     before = rig.cpu_seconds(peer.pid)
-    report = rig.send(peer, "", kind, requests, connections)
+    report = rig.send(peer, kind, requests=requests, connections=connections)
     if report["errors"] or report["requests"] != requests:
         raise BenchFailed(f"{peer.name}: {report} of {requests} requests")
     return (rig.cpu_seconds(peer.pid) - before) / requests * 1e6

@@ -23,7 +23,7 @@ from libs.localstack.process import Process, free_port, http_answers
 _MODEL: Final = "claude-sonnet-4-6"
 _MASTER_KEY: Final = "sk-bench-peer"
 _UPSTREAM_KEY: Final = "sk-ant-bench"
-_READY_S: Final = 120
+_READY_S: Final = 90
 _LITELLM: Final = {
     "LITELLM_MODE": "PRODUCTION",
     "LITELLM_LOG": "ERROR",
