@@ -271,7 +271,8 @@ Written by `make bench-admission` (`bench/admission.py`) on {clock.utc_now():%Y-
 How to read it
 - A request is one `admit` and, {HELD_MS} ms later on average, one `finish`: all a gateway asks of Redis for a short request.
 - {RATE:,} requests a second arrive one by one, at random moments, from another process (`bench/pace.py`), whether or not the
-  ones before are answered: calls share a pipeline only where they meet, as in a gateway that has its other work to do.
+  ones before are answered: calls share a pipeline where they meet, or while one is under way, as in a gateway that has its
+  other work to do.
 - Gateway: user + system time of a process that does that other work ({empty_us:.0f} µs a request: hashing) and this, less those
   of the same arrivals with the other work alone. Redis: `INFO cpu` of a server with an append-only file.
 - Medians of {ROUNDS} interleaved rounds of {SECONDS} s (smallest–largest), after a warming one.

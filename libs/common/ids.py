@@ -1,5 +1,6 @@
 """Identifiers: UUIDv7 with a prefix, and the partition an account lives in."""
 
+import functools
 import hashlib
 import os
 import re
@@ -89,6 +90,7 @@ def own_time_ms(identifier: str) -> int:
     return int(identifier[-32:-20], 16)
 
 
+@functools.lru_cache(maxsize=4096)
 def partition(account_id: str) -> int:
     """0..63, crc32 of the account id: names the Redis hash slot and the NATS subject of everything of that account."""
     return zlib.crc32(account_id.encode()) % PARTITIONS

@@ -4,6 +4,7 @@ from typing import Final
 
 from libs.common import ids
 
+_TAGS: Final = tuple(f"{{p{partition:02d}}}" for partition in range(ids.PARTITIONS))
 SETTLED_BUCKET_S: Final = 3600
 SETTLED_KEPT_S: Final = 73 * 3600
 
@@ -36,7 +37,7 @@ def leases(account_id: str) -> str:
 
 def lease_index(partition: int) -> str:
     """Sorted set of a partition: `<account_id> <request_id>` → Unix microsecond at which the lease ends."""
-    return f"{{p{partition:02d}}}leases"
+    return f"{_TAGS[partition]}leases"
 
 
 def price_books() -> str:
@@ -46,22 +47,22 @@ def price_books() -> str:
 
 def gate(partition: int) -> str:
     """String: run id of the Redis server for which a partition is open; absent: Redis has lost it (gates.py)."""
-    return f"{{p{partition:02d}}}gate"
+    return f"{_TAGS[partition]}gate"
 
 
 def marks(partition: int) -> str:
     """Hash: the last sequences of USAGE and CONTROL that were settled in a partition."""
-    return f"{{p{partition:02d}}}marks"
+    return f"{_TAGS[partition]}marks"
 
 
 def claim(partition: int) -> str:
     """String: who settles a closed partition again; expires by itself."""
-    return f"{{p{partition:02d}}}claim"
+    return f"{_TAGS[partition]}claim"
 
 
 def rebuilding(partition: int) -> str:
     """String: while a partition is rebuilt, the Unix millisecond before which the archive counts as its base."""
-    return f"{{p{partition:02d}}}rebuilding"
+    return f"{_TAGS[partition]}rebuilding"
 
 
 def slots(account_id: str, owner_id: str) -> str:
@@ -101,4 +102,4 @@ def settled(account_id: str, request_id: str) -> str:
 
 
 def _tag(account_id: str) -> str:
-    return f"{{p{ids.partition(account_id):02d}}}"
+    return _TAGS[ids.partition(account_id)]

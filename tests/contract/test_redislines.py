@@ -28,7 +28,8 @@ def server(tmp_path: Path) -> Iterator[Store]:
 
 
 async def test_replies_come_in_order_and_an_error_is_one_calls_own(server: Store) -> None:
-    client: Any = redisclient.connect(f"redis://127.0.0.1:{server.port}/0")
+    url = f"redis://127.0.0.1:{server.port}/0"
+    client: Any = redisclient.connect(url, try_seconds=redisclient.TRY_S_UNHURRIED)
     lines = Lines(client)
     replies = await lines.exchange([("SET", "a", "1"), ("LPUSH", "a", "x"), ("GET", "a"), ("NO SUCH",)])
     assert (replies[0], replies[2]) == (b"OK", b"1")

@@ -15,6 +15,7 @@
 -- Example: EVALSHA <sha> 9 {p07}account:acct_1 {p07}key:key_1 {p07}member: {p07}leases:acct_1 {p07}leases {p07}slots:acct_1
 --   {p07}slots:key_1 {p07}slots: {p07}gate req_1 'acct_1 req_1' '' 00000000000000000000ffff7f000001 claude-sonnet-4-6 12 3000 60000 '{…}'
 --   →  {'OK', '1000000', 'drain', 3000, 1000, 999, 1764000001, 2000000, 1999988, 1764000001, 400000, 400000, 1764000000}
+local PERIODS = {'day', 'week', 'month', 'total'}
 local gate = redis.call('GET', KEYS[9])
 if not gate or not string.find(redis.call('INFO', 'server'), 'run_id:' .. gate, 1, true) then -- half the time of a pattern
   return {'REJECTED', 'closed', 'account', '', 0, redis.call('HEXISTS', KEYS[4], ARGV[1]), 0, 0, 0, 0}
@@ -22,23 +23,19 @@ end
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2] -- microseconds: exact in a Lua number until the year 2255
 local member_id = ARGV[3]
-local key = redis.call('HMGET', KEYS[2], 'status', 'expires_at_ms', 'addresses', 'models', 'member_id', 'limits', 'buckets', 'held',
-  'spent', 'used')
+local key = redis.call('HMGET', KEYS[2], 'status', 'expires_at_ms', 'addresses', 'models', 'member_id', 'limits', 'buckets', 'held')
 if key[1] and (key[5] or '') ~= member_id then return {'MEMBER', key[5] or ''} end
-local account = redis.call('HMGET', KEYS[1], 'status', 'multiplier_ppm', 'on_disconnect', 'zone', 'balance', 'limits', 'buckets',
-  'held', 'spent', 'used')
-local member = member_id ~= '' and redis.call('HMGET', KEYS[3], 'status', '', '', '', '', 'limits', 'buckets', 'held', 'spent', 'used')
+local account = redis.call('HMGET', KEYS[1], 'status', 'multiplier_ppm', 'on_disconnect', 'balance', 'limits', 'buckets', 'held')
+local member = member_id ~= '' and redis.call('HMGET', KEYS[3], 'status', 'limits', 'buckets', 'held')
 local reason, scope, detail = caller_trouble(key, member_id, member and member[1], account[1], ARGV[4], ARGV[5], now)
 if reason and reason ~= 'model' then return {'REJECTED', reason, scope, detail, 0, 0, 0, 0, 0, 0} end
 
-local scopes = {}
-local function add_scope(name, hash, slots, fields)
-  scopes[#scopes + 1] = {name = name, hash = hash, slots = slots, limits = read_limits(fields[6]), full = read_buckets(fields[7]),
-    held = tonumber(fields[8] or '0'), spent = tonumber(fields[9] or '0'), used = fields[10]}
+local function read_scope(name, hash, slots, limits, buckets, held)
+  return {name = name, hash = hash, slots = slots, limits = read_limits(limits), full = read_buckets(buckets), held = (held or 0) + 0}
 end
-add_scope('account', KEYS[1], KEYS[6], account)
-if member then add_scope('member', KEYS[3], KEYS[8], member) end
-add_scope('key', KEYS[2], KEYS[7], key)
+local scopes = {read_scope('account', KEYS[1], KEYS[6], account[5], account[6], account[7])}
+if member then scopes[2] = read_scope('member', KEYS[3], KEYS[8], member[2], member[3], member[4]) end
+scopes[#scopes + 1] = read_scope('key', KEYS[2], KEYS[7], key[6], key[7], key[8])
 
 local multiplier, base, input = tonumber(account[2]), tonumber(ARGV[7]), tonumber(ARGV[6])
 local hold = math.floor(base / 1000000) * multiplier + math.ceil(base % 1000000 * multiplier / 1000000)
@@ -59,27 +56,35 @@ if lease then
 end
 
 -- what no waiting helps against: spent budgets, then the balance
-local zone, today, waiting_budget = account[4] or '', nil, nil
+local zone, today, waiting_budget
+local function rejected_budget(why, at)
+  local reset = at.kind < 4 and period_end(zone, at.kind, math.max(at.index, today[at.kind])) or 0
+  return rejected(why, at.scope, PERIODS[at.kind], at.budget, at.spent, hold, 0, reset)
+end
 for _, one in ipairs(scopes) do
-  for kind, period in ipairs({'day', 'week', 'month', 'total'}) do
-    local budget = one.limits[5 + kind]
-    if budget then
-      today = today or periods_at(zone, math.floor(now / 1000000))
-      local spent, reset = one.spent, 0
-      if kind < 4 then
-        local used = read_used(one.used)[kind]
-        -- a later period than today's is there only after the zone was changed: what was spent still counts
-        spent = used[1] >= today[kind] and used[2] or 0
-        reset = period_end(zone, kind, math.max(used[1], today[kind]))
-      end
-      if spent + hold > budget then return rejected('budget', one.name, period, budget, spent, hold, 0, reset) end
-      if spent + one.held + hold > budget and not waiting_budget then
-        waiting_budget = {one.name, period, budget, spent, reset}
+  if one.limits.budgets then
+    zone = zone or redis.call('HGET', KEYS[1], 'zone') or '' -- long, and seldom needed
+    today = today or periods_at(zone, math.floor(now / 1000000))
+    local fields = redis.call('HMGET', one.hash, 'spent', 'used')
+    local used, total = read_used(fields[2]), (fields[1] or 0) + 0
+    for kind, budget in ipairs(one.limits.budgets) do
+      if budget then
+        local index, spent = 0, total
+        if kind < 4 then
+          -- a later period than today's is there only after the zone was changed: what was spent still counts
+          index, spent = used[kind][1], used[kind][1] >= today[kind] and used[kind][2] or 0
+        end
+        local is_spent = spent + hold > budget
+        if is_spent or spent + one.held + hold > budget then
+          local at = {scope = one.name, kind = kind, budget = budget, spent = spent, index = index}
+          if is_spent then return rejected_budget('budget', at) end
+          waiting_budget = waiting_budget or at
+        end
       end
     end
   end
 end
-local balance, held = tonumber(account[5] or '0'), scopes[1].held
+local balance, held = (account[4] or 0) + 0, scopes[1].held
 if balance < hold then return rejected('balance', 'account', '', balance - held, held, hold, 0, 0) end
 
 -- what passes by waiting: of all rates the one that takes longest
@@ -108,15 +113,12 @@ for _, one in ipairs(scopes) do
     if open >= cap then return rejected('in_flight', one.name, '', cap, open, 1, 0, 0) end
   end
 end
-if waiting_budget then
-  local name, period, budget, spent, reset = unpack(waiting_budget)
-  return rejected('budget_held', name, period, budget, spent, hold, 0, reset)
-end
+if waiting_budget then return rejected_budget('budget_held', waiting_budget) end
 if balance - held < hold then return rejected('balance_held', 'account', '', balance - held, held, hold, 0, 0) end
 
 -- everything holds: now take it
-local amount = string.format('%.0f', hold)
-local ends = string.format('%.0f', now + tonumber(ARGV[8]) * 1000)
+local amount = string.format('%d', hold)
+local ends = string.format('%d', now + ARGV[8] * 1000)
 for _, one in ipairs(scopes) do
   local limited = false
   for number = 1, 2 do

@@ -10,7 +10,7 @@
 if not string.match(ARGV[6], '^%d*$') or #ARGV[6] > 15 then return redis.error_reply('ERR cost out of range') end
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
-local ends = string.format('%.0f', now + tonumber(ARGV[3]) * 1000)
+local ends = string.format('%d', now + ARGV[3] * 1000)
 local void = ARGV[7] == '1'
 local lease = read_lease(redis.call('HGET', KEYS[1], ARGV[1]))
 if not lease or lease.state ~= 'o' then
@@ -20,20 +20,23 @@ if not lease or lease.state ~= 'o' then
   end
   return 'LOST'
 end
-local amounts = {void and -1 or 0, tonumber(ARGV[4]) - lease.input, tonumber(ARGV[5])}
+local amounts = {void and -1 or 0, ARGV[4] - lease.input, ARGV[5] + 0}
 local change = '0'
 if void then change = '-' .. lease.hold
-elseif ARGV[6] ~= '' then change = string.format('%.0f', tonumber(ARGV[6]) - tonumber(lease.hold)) end
+elseif ARGV[6] ~= '' then change = string.format('%d', ARGV[6] - lease.hold) end
+local changes_held = change ~= '0' and change ~= '-0'
 for hash = 3, #KEYS, 2 do
   local fields = redis.call('HMGET', KEYS[hash], 'limits', 'buckets')
-  local limits, full, touched = read_limits(fields[1]), read_buckets(fields[2]), false
-  for number = 1, 3 do
-    if limits[number] and amounts[number] ~= 0 then
-      touched, full[number] = true, moved(full[number], amounts[number], limits[number], now)
+  if fields[1] and fields[1] ~= '' then
+    local limits, full, touched = read_limits(fields[1]), read_buckets(fields[2]), false
+    for number = 1, 3 do
+      if limits[number] and amounts[number] ~= 0 then
+        touched, full[number] = true, moved(full[number], amounts[number], limits[number], now)
+      end
     end
+    if touched then redis.call('HSET', KEYS[hash], 'buckets', write_buckets(full)) end
   end
-  if touched then redis.call('HSET', KEYS[hash], 'buckets', write_buckets(full)) end
-  if change ~= '0' and change ~= '-0' then redis.call('HINCRBY', KEYS[hash], 'held', change) end
+  if changes_held then redis.call('HINCRBY', KEYS[hash], 'held', change) end
   redis.call('ZREM', KEYS[hash + 1], ARGV[1])
 end
 local text = 'v 0 0 0 -'

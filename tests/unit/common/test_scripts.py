@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ResponseError
 
+from libs.common.runtime import spawn
 from libs.common.scripts import Scripts, StoreRefused, StoreUnavailable, heed
 
 pytestmark = pytest.mark.anyio
@@ -20,30 +21,44 @@ OK: Final = [b"OK"]
 TIMEOUT_S: Final = 5
 
 
-class Line:
-    """A connection to `Server`, which reads what was packed."""
-
-    is_connected = True
+class Connection:
+    """The library's, to `Server`: its transport parses what is written, and hands the protocol the server's replies."""
 
     def __init__(self, server: "Server") -> None:
         self._server = server
-        self._replies: list[Any] = []
+        self._writer = self._parser = self.transport = self
+        self._protocol = asyncio.Protocol()
 
-    async def send_packed_command(self, packed: bytes, check_health: bool) -> None:
+    async def connect(self) -> None:
+        if self._server.fails is not None:
+            raise self._server.fails
+
+    async def disconnect(self, nowait: bool) -> None: ...
+
+    def parse_error(self, text: str) -> Exception:
+        return NoScriptError(text) if text.startswith("NOSCRIPT") else ResponseError(text)
+
+    def get_protocol(self) -> asyncio.Protocol:
+        return self._protocol
+
+    def set_protocol(self, protocol: asyncio.Protocol) -> None:
+        self._protocol = protocol
+
+    def write(self, packed: bytes) -> None:
         reader = hiredis.Reader()
         reader.feed(packed)
         calls = []
         while (call := reader.gets()) is not False:
             calls.append(tuple(call))
-        self._replies = await self._server.run(calls)
+        spawn(self._answer(calls), name="test-redis")
 
-    async def read_response(self, disable_decoding: bool) -> Any:
-        reply = self._replies.pop(0)
-        if isinstance(reply, Exception):
-            raise reply
-        return reply
+    def abort(self) -> None: ...
 
-    async def disconnect(self, nowait: bool) -> None: ...
+    async def _answer(self, calls: list[tuple[Any, ...]]) -> None:
+        try:
+            self._protocol.data_received(b"".join(await self._server.run(calls)))
+        except (RedisConnectionError, OSError) as error:
+            self._protocol.connection_lost(error)
 
 
 class Pool:
@@ -51,11 +66,11 @@ class Pool:
 
     def __init__(self, server: "Server") -> None:
         self.connection_kwargs: dict[str, Any] = {}
-        self._in_use_connections: set[Line] = set()
+        self._in_use_connections: set[Connection] = set()
         self._server = server
 
-    def connection_class(self, **settings: Any) -> Line:
-        return Line(self._server)
+    def connection_class(self, **settings: Any) -> Connection:
+        return Connection(self._server)
 
 
 class Server:
@@ -73,7 +88,7 @@ class Server:
         self.hold.set()
         self.fails: Exception | None = None
 
-    async def run(self, calls: list[tuple[Any, ...]]) -> list[Any]:
+    async def run(self, calls: list[tuple[Any, ...]]) -> list[bytes]:
         self.pipelines.append(len(calls))
         self.under_way += 1
         self.under_way_max = max(self.under_way, self.under_way_max)
@@ -85,18 +100,18 @@ class Server:
         finally:
             self.under_way -= 1
 
-    def _reply(self, call: tuple[Any, ...]) -> Any:
+    def _reply(self, call: tuple[Any, ...]) -> bytes:
         key = call[3].decode()
         if call[0] == b"EVAL":
             assert b"redis.call" in call[1]
             self.loads += 1
             self.forgetful.clear()
         if key in self.forgetful:
-            return NoScriptError("No matching script")
+            return b"-NOSCRIPT No matching script\r\n"
         if key in self.refused:
-            return ResponseError("WRONGTYPE")
+            return b"-WRONGTYPE\r\n"
         self.executed.append(key)
-        return OK
+        return b"*1\r\n$2\r\nOK\r\n"
 
 
 class Client:
@@ -107,6 +122,17 @@ class Client:
 
     def ask(self, name: str) -> "asyncio.Future[Any]":
         return self._scripts.call("settle", 1, name)
+
+
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow this machine is, what gathers has not waited for too long."""
+    monkeypatch.setattr("libs.common.scripts._GATHER_S", float(TIMEOUT_S))
+
+
+async def turns(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
 
 
 async def test_calls_of_one_turn_travel_together() -> None:
@@ -125,22 +151,37 @@ async def test_many_calls_travel_in_portions() -> None:
     assert sorted(server.executed) == sorted(f"acct_{number}" for number in range(3000))
 
 
-async def test_while_redis_is_slow_calls_gather() -> None:
-    """Not one connection a turn, until the pool is empty and callers are refused for nothing."""
+async def test_while_a_pipeline_is_under_way_calls_gather_for_the_next(unhurried: None) -> None:
+    server = Server()
+    client = Client(server)
+    server.hold.clear()
+    calls = [client.ask("acct_first")]
+    for number in range(200):
+        await turns(2)
+        calls.append(client.ask(f"acct_{number}"))
+    server.hold.set()
+    async with asyncio.timeout(TIMEOUT_S):
+        await asyncio.gather(*calls)
+    assert len(server.executed) == 201
+    assert server.pipelines == [1, 200]
+
+
+async def test_while_redis_is_slow_calls_wait_two_milliseconds_and_no_more_than_eight_pipelines_wait() -> None:
+    """Not one connection a call, until the pool is empty and callers are refused for nothing."""
     server = Server()
     client = Client(server)
     server.hold.clear()
     calls = []
-    for number in range(200):
+    for number in range(30):
         calls.append(client.ask(f"acct_{number}"))
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.003)
+    assert server.under_way == 8
     server.hold.set()
     async with asyncio.timeout(TIMEOUT_S):
         await asyncio.gather(*calls)
     assert server.under_way_max == 8
-    assert len(server.executed) == 200
-    assert len(server.pipelines) <= 10
+    assert len(server.executed) == 30
+    assert len(server.pipelines) == 9
 
 
 async def test_only_what_was_not_done_is_asked_again() -> None:
@@ -233,7 +274,7 @@ async def test_a_script_begins_with_what_it_includes() -> None:
     assert hashlib.sha1(admit).hexdigest() == Scripts(cast("Redis", Server()))._source("admit")[0]
 
 
-async def test_a_patient_call_travels_with_the_next_one_and_before_it() -> None:
+async def test_a_patient_call_travels_with_the_next_one_and_before_it(unhurried: None) -> None:
     server = Server()
     scripts = Scripts(cast("Redis", server))
     patient = scripts.call("settle", 1, "acct_patient", patient=True)
@@ -243,6 +284,22 @@ async def test_a_patient_call_travels_with_the_next_one_and_before_it() -> None:
     await scripts.call("settle", 1, "acct_hasty")
     assert patient.done()
     assert (server.pipelines, server.executed) == ([2], ["acct_patient", "acct_hasty"])
+
+
+async def test_a_patient_call_does_not_leave_alone_because_a_pipeline_is_back(unhurried: None) -> None:
+    server = Server()
+    scripts = Scripts(cast("Redis", server))
+    server.hold.clear()
+    first = scripts.call("settle", 1, "acct_first")
+    await turns(3)
+    patient = scripts.call("settle", 1, "acct_patient", patient=True)
+    server.hold.set()
+    await first
+    await turns(3)
+    assert not patient.done()
+    await scripts.call("settle", 1, "acct_hasty")
+    assert patient.done()
+    assert server.pipelines == [1, 2]
 
 
 async def test_a_patient_call_does_not_wait_for_long() -> None:

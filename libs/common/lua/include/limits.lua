@@ -4,21 +4,27 @@
 --          cap x (1 - (full - now) / 60 s), so one whole number says it all, and a new cap keeps the part that is used.
 local MINUTE_US = 60000000
 
+-- {rpm, itpm, otpm, free_rpm, in_flight}: a number, or false; budgets: {day, week, month, total}, or nil if there are none
 local function read_limits(packed)
   if not packed or packed == '' then return {} end
-  local a, b, c, d, e, f, g, h, i = string.match(packed, '^(%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+)$')
-  return {tonumber(a) or false, tonumber(b) or false, tonumber(c) or false, tonumber(d) or false, tonumber(e) or false,
-    tonumber(f) or false, tonumber(g) or false, tonumber(h) or false, tonumber(i) or false}
+  local a, b, c, d, e, budgets = string.match(packed, '^(%S+) (%S+) (%S+) (%S+) (%S+) (.+)$')
+  local limits = {a ~= '-' and a + 0, b ~= '-' and b + 0, c ~= '-' and c + 0, d ~= '-' and d + 0, e ~= '-' and e + 0}
+  if budgets ~= '- - - -' then
+    local f, g, h, i = string.match(budgets, '^(%S+) (%S+) (%S+) (%S+)$')
+    limits.budgets = {f ~= '-' and f + 0, g ~= '-' and g + 0, h ~= '-' and h + 0, i ~= '-' and i + 0}
+  end
+  return limits
 end
 
 local function read_buckets(packed)
   if not packed then return {0, 0, 0, 0} end
   local a, b, c, d = string.match(packed, '^(%d+) (%d+) (%d+) (%d+)$')
-  return {tonumber(a), tonumber(b), tonumber(c), tonumber(d)}
+  return {a + 0, b + 0, c + 0, d + 0}
 end
 
+-- '%d' of whole numbers below 2^53 is exact, and a third of the time of '%.0f'
 local function write_buckets(full)
-  return string.format('%.0f %.0f %.0f %.0f', full[1], full[2], full[3], full[4])
+  return string.format('%d %d %d %d', full[1], full[2], full[3], full[4])
 end
 
 -- how long a bucket needs for so many
@@ -41,15 +47,14 @@ end
 
 -- of several scopes the bucket with the least left: appends limit, remaining and the second when it is full; 0 0 0 without a cap
 local function add_window(reply, scopes, number, now)
-  local limit, left, reset = 0, 0, 0
-  for _, scope in ipairs(scopes) do
-    local cap = scope.limits[number]
+  local limit, left, full = 0, 0, now
+  for at = 1, #scopes do
+    local cap = scopes[at].limits[number]
     if cap then
-      local here = remaining(scope.full[number], cap, now)
-      if limit == 0 or here < left then
-        limit, left, reset = cap, here, math.ceil(math.max(scope.full[number], now) / 1000000)
-      end
+      local here = remaining(scopes[at].full[number], cap, now)
+      if limit == 0 or here < left then limit, left, full = cap, here, scopes[at].full[number] end
     end
   end
-  reply[#reply + 1], reply[#reply + 2], reply[#reply + 3] = limit, left, reset
+  local at = #reply
+  reply[at + 1], reply[at + 2], reply[at + 3] = limit, left, limit > 0 and math.ceil(math.max(full, now) / 1000000) or 0
 end
