@@ -31,7 +31,7 @@ from services.gateway.pool import Pool
 from services.gateway.publisher import Publisher
 from services.gateway.screen import ErrorScreen
 from services.gateway.spool import Spool
-from services.gateway.upstream import Call, explain
+from services.gateway.upstream import Call, Response, explain
 
 _log: Final = logging.getLogger("relay.exchange")
 _PLAIN: Final = frozenset({b"", b"identity"})
@@ -143,9 +143,9 @@ class Exchange:
                 await self._begin(response, send)
                 await self._pass(send, sent.body)
                 await self._send_last(send, b"")
-            elif response.status_code >= 300:
+            elif response.status >= 300:
                 raise UpstreamFailed(_ODD_ANSWER)
-            elif self._is_stream(value(response.headers.raw, b"content-type")):
+            elif self._is_stream(value(response.headers, b"content-type")):
                 await self._relay_stream(response, send)
             else:
                 await self._relay_json(response, send)
@@ -156,11 +156,11 @@ class Exchange:
         media_type = content_type.partition(b";")[0].strip().lower()
         return media_type == b"text/event-stream" or (not media_type and self._request.ask.stream)
 
-    async def _relay_json(self, response: httpx2.Response, send: Send) -> None:
+    async def _relay_json(self, response: Response, send: Send) -> None:
         meter = self._metered(JsonMeter(self._services.metrics), response)
         await self._begin(response, send)
         try:
-            async for chunk in response.stream:  # type: ignore[union-attr]
+            async for chunk in response:
                 await self._pass(send, chunk)
                 meter.feed(chunk)
         except httpx2.TransportError as error:
@@ -171,13 +171,13 @@ class Exchange:
         finally:
             meter.end()
 
-    async def _relay_stream(self, response: httpx2.Response, send: Send) -> None:
+    async def _relay_stream(self, response: Response, send: Send) -> None:
         stream_meter = StreamMeter(self._services.metrics)
         meter = self._metered(stream_meter, response)
         screen = ErrorScreen()
         await self._begin(response, send, keep_length=False)  # an event of ours may have to follow
         try:
-            async for chunk in response.stream:  # type: ignore[union-attr]
+            async for chunk in response:
                 try:
                     if passed := screen.feed(chunk):
                         await self._pass(send, passed)
@@ -204,8 +204,8 @@ class Exchange:
             await self._send_last(send, masks.broken_stream_event(self._request_id))
         # else: returning without the last chunk makes the server break the connection, which no client takes for success
 
-    def _metered(self, meter: StreamMeter | JsonMeter, response: httpx2.Response) -> Meter:
-        coding = value(response.headers.raw, b"content-encoding").lower()
+    def _metered(self, meter: StreamMeter | JsonMeter, response: Response) -> Meter:
+        coding = value(response.headers, b"content-encoding").lower()
         self._reading = meter.reading
         if coding in _PLAIN:
             return meter
@@ -213,17 +213,15 @@ class Exchange:
             return GzipMeter(meter, self._services.metrics)
         raise UpstreamFailed(_ODD_ANSWER)
 
-    async def _begin(self, response: httpx2.Response, send: Send, *, keep_length: bool = True) -> None:
+    async def _begin(self, response: Response, send: Send, *, keep_length: bool = True) -> None:
         self._answer_begun = True
         if self._caller_left:
             return
-        headers = caller_response(
-            response.headers.raw, response.status_code, relay_request_id=self._request_id.encode()
-        )
+        headers = caller_response(response.headers, response.status, relay_request_id=self._request_id.encode())
         headers += self._limit_headers
         if not keep_length:
             headers = [pair for pair in headers if pair[0] != b"content-length"]
-        await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
+        await send({"type": "http.response.start", "status": response.status, "headers": headers})
 
     async def _pass(self, send: Send, chunk: bytes) -> None:
         if not self._first_byte_us:

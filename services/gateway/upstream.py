@@ -1,8 +1,8 @@
 """The only code that speaks to the Claude API: builds the request, opens the answer, and names what went wrong."""
 
 import logging
-from collections.abc import Callable
-from typing import Final
+from collections.abc import AsyncIterator, Callable
+from typing import Final, Protocol
 
 import httpx2
 import msgspec
@@ -33,6 +33,37 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     connection_listed: frozenset[bytes] = frozenset()
 
 
+class Response(Protocol):
+    """The upstream's answer. As an iterator it is the body, which is to be read to its end, or closed: safe to do twice."""
+
+    @property
+    def status(self) -> int:
+        """Of the final head."""
+
+    @property
+    def headers(self) -> Headers:
+        """As they came."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+
+    async def aclose(self) -> None:
+        """Let the upstream go."""
+
+
+class _Foreign:
+    """The answer of a transport that is not ours."""
+
+    def __init__(self, response: httpx2.Response) -> None:
+        assert isinstance(response.stream, httpx2.AsyncByteStream)
+        self.status = response.status_code
+        self.headers: Headers = response.headers.raw
+        self._stream = response.stream
+        self.aclose = response.aclose
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return aiter(self._stream)
+
+
 class Upstream:
     """A credential and the way to it."""
 
@@ -43,7 +74,7 @@ class Upstream:
         self._prefix = base.raw_path.rstrip(b"/")
         self._credential = api_key.encode()
 
-    async def send(self, call: Call, *, on_sent: Callable[[], None] = _ignore) -> httpx2.Response:
+    async def send(self, call: Call, *, on_sent: Callable[[], None] = _ignore) -> Response:
         """The upstream's answer, its body still to be read and then closed. Raises RelayError, ready for the caller; its cause
         is the transport's error.
 
@@ -64,7 +95,7 @@ class Upstream:
                 stream=httpx2.ByteStream(call.body),
                 extensions={"target": target, "sent": on_sent},
             )
-            return await transport.handle_async_request(request)
+            return _Foreign(await transport.handle_async_request(request))
         except httpx2.TransportError as error:
             _log.warning("no answer from the upstream: %s: %s", type(error).__name__, error)
             raise explain(error) from error
@@ -79,12 +110,12 @@ def explain(error: httpx2.TransportError) -> RelayError:
     return UpstreamFailed(_BROKE)
 
 
-async def read_whole(response: httpx2.Response, *, bytes_max: int) -> bytes:
+async def read_whole(response: Response, *, bytes_max: int) -> bytes:
     """A body, whole, so that it can be judged before any of it is shown. Raises RelayError."""
     chunks: list[bytes] = []
     size = 0
     try:
-        async for chunk in response.stream:  # type: ignore[union-attr]
+        async for chunk in response:
             size += len(chunk)
             if size > bytes_max:
                 raise UpstreamFailed(_ODD_ANSWER)
@@ -94,6 +125,6 @@ async def read_whole(response: httpx2.Response, *, bytes_max: int) -> bytes:
     return b"".join(chunks)
 
 
-def is_packed(response: httpx2.Response) -> bool:
+def is_packed(response: Response) -> bool:
     """Whether a body has a content coding, which was never asked for: it cannot be judged by its bytes."""
-    return value(response.headers.raw, b"content-encoding").lower() not in _PLAIN
+    return value(response.headers, b"content-encoding").lower() not in _PLAIN
