@@ -11,7 +11,6 @@ import random
 import time
 from typing import Final
 
-import httpx2
 import msgspec
 
 from libs.common.config import GatewayConfig
@@ -22,7 +21,7 @@ from libs.common.upstreams import Kind
 from services.gateway import verdict
 from services.gateway.headers import value
 from services.gateway.pool import Credential, Pool
-from services.gateway.upstream import Call, is_packed, read_whole
+from services.gateway.upstream import Call, Response, is_packed, read_whole
 from services.gateway.verdict import Verdict
 
 _log: Final = logging.getLogger("relay.attempts")
@@ -35,7 +34,7 @@ _REQUEST_ID_CHARS_MAX: Final = 128
 class Sent(msgspec.Struct, frozen=True):
     """The upstream's answer."""
 
-    response: httpx2.Response
+    response: Response
     """Below 400: still to be read and then closed."""
     body: bytes | None = None
     """Of an error that the caller may see, whole; None for anything else."""
@@ -174,7 +173,7 @@ class Attempts:
         started, status, error = time.monotonic(), 0, "left"
         try:
             response = await credential.upstream.send(call, on_sent=self._note_sent)
-            status, error = response.status_code, ""
+            status, error = response.status, ""
         except RelayError as failure:
             error = verdict.name_of_failure(failure.__cause__)
             self._failed(credential, failure)
@@ -188,7 +187,7 @@ class Attempts:
                     duration_us=int((time.monotonic() - started) * 1_000_000),
                 )
             )
-        self.upstream_request_id = value(response.headers.raw, b"request-id").decode("ascii", "replace")[
+        self.upstream_request_id = value(response.headers, b"request-id").decode("ascii", "replace")[
             :_REQUEST_ID_CHARS_MAX
         ]
         if status >= 400:
@@ -210,9 +209,9 @@ class Attempts:
         self._metrics.add("relay_upstream_errors_total", type(failure).__name__)
         self._go_on(credential, _Refused(found, failure=failure))
 
-    async def _refused(self, credential: Credential, response: httpx2.Response) -> Sent | None:
+    async def _refused(self, credential: Credential, response: Response) -> Sent | None:
         """An error came: read it whole, so that it can be judged before any of it is shown."""
-        status, body, failure = response.status_code, b"", None
+        status, body, failure = response.status, b"", None
         try:
             body = await read_whole(response, bytes_max=self._config.error_body_bytes_max)
         except RelayError as error:
@@ -221,7 +220,7 @@ class Attempts:
             await response.aclose()
         self.sent = False
         self._metrics.add("relay_upstream_errors_total", str(status))
-        found = verdict.of_answer(status, response.headers.raw, body, packed=is_packed(response))
+        found = verdict.of_answer(status, response.headers, body, packed=is_packed(response))
         if found.kind is None:
             self._works(credential)
         else:

@@ -31,7 +31,7 @@ from services.gateway.pool import Pool
 from services.gateway.publisher import Publisher
 from services.gateway.screen import ErrorScreen
 from services.gateway.spool import Spool
-from services.gateway.upstream import Call, explain, pour
+from services.gateway.upstream import Call, Response, explain
 
 _log: Final = logging.getLogger("relay.exchange")
 _PLAIN: Final = frozenset({b"", b"identity"})
@@ -146,9 +146,9 @@ class Exchange:
                 if sent.body:
                     self._pass(sent.body)
                 await self._end()
-            elif response.status_code >= 300:
+            elif response.status >= 300:
                 raise UpstreamFailed(_ODD_ANSWER)
-            elif self._is_stream(value(response.headers.raw, b"content-type")):
+            elif self._is_stream(value(response.headers, b"content-type")):
                 await self._relay_stream(response)
             else:
                 await self._relay_json(response)
@@ -159,11 +159,11 @@ class Exchange:
         media_type = content_type.partition(b";")[0].strip().lower()
         return media_type == b"text/event-stream" or (not media_type and self._request.ask.stream)
 
-    async def _relay_json(self, response: httpx2.Response) -> None:
+    async def _relay_json(self, response: Response) -> None:
         self._meter = self._metered(JsonMeter(self._services.metrics), response)
         self._begin(response)
         try:
-            await pour(response, self._take, self._outlet)
+            await response.pour(self._take, self._outlet)
         except httpx2.TransportError as error:
             raise explain(error) from error
         self._ending = Ending.ANSWERED
@@ -172,13 +172,13 @@ class Exchange:
         finally:
             self._meter.end()
 
-    async def _relay_stream(self, response: httpx2.Response) -> None:
+    async def _relay_stream(self, response: Response) -> None:
         stream_meter = StreamMeter(self._services.metrics)
         self._meter = meter = self._metered(stream_meter, response)
         self._screen = screen = ErrorScreen()
         self._begin(response, keep_length=False)  # an event of ours may have to follow
         try:
-            await pour(response, self._take, self._outlet)
+            await response.pour(self._take, self._outlet)
         except httpx2.TransportError as error:
             _log.warning("%s: upstream broke inside a stream: %s", self._request_id, type(error).__name__)
             self._services.metrics.add("relay_upstream_errors_total", "broken_stream")
@@ -213,8 +213,8 @@ class Exchange:
             self._note_start(self._reading.usage_start)
         return self._outlet.is_full
 
-    def _metered(self, meter: StreamMeter | JsonMeter, response: httpx2.Response) -> Meter:
-        coding = value(response.headers.raw, b"content-encoding").lower()
+    def _metered(self, meter: StreamMeter | JsonMeter, response: Response) -> Meter:
+        coding = value(response.headers, b"content-encoding").lower()
         self._reading = meter.reading
         if coding in _PLAIN:
             return meter
@@ -222,17 +222,15 @@ class Exchange:
             return GzipMeter(meter, self._services.metrics)
         raise UpstreamFailed(_ODD_ANSWER)
 
-    def _begin(self, response: httpx2.Response, *, keep_length: bool = True) -> None:
+    def _begin(self, response: Response, *, keep_length: bool = True) -> None:
         self._answer_begun = True
         if self._caller_left:
             return
-        headers = caller_response(
-            response.headers.raw, response.status_code, relay_request_id=self._request_id.encode()
-        )
+        headers = caller_response(response.headers, response.status, relay_request_id=self._request_id.encode())
         headers += self._limit_headers
         if not keep_length:
             headers = [pair for pair in headers if pair[0] != b"content-length"]
-        self._outlet.begin(response.status_code, headers)
+        self._outlet.begin(response.status, headers)
 
     def _pass(self, chunk: bytes) -> None:
         if not self._first_byte_us:

@@ -3,7 +3,6 @@
 import asyncio
 from typing import Any, Final
 
-import httpx2
 import msgspec
 from starlette.types import Receive, Send
 
@@ -17,7 +16,7 @@ from services.gateway import asgi, ratelimits
 from services.gateway.attempts import Attempts, Sent
 from services.gateway.headers import Headers, caller_response
 from services.gateway.pool import Pool
-from services.gateway.upstream import Call, read_whole
+from services.gateway.upstream import Call, Response, read_whole
 
 _ANSWER_BYTES_MAX: Final = 8 * 1024 * 1024
 _ODD_ANSWER: Final = "The upstream sent an answer this relay cannot read; please try again."
@@ -64,14 +63,14 @@ class FreePaths:
     async def models(self, call: Call, receive: Receive, send: Send, visit: Visit) -> None:
         """The upstream's list less what has no price here or is not for this key; each entry as the upstream wrote it."""
         response, body = await self._fetch(call, receive, visit)
-        if response.status_code == 200:
+        if response.status == 200:
             try:
                 body = _on_offer(body, visit)
             except (msgspec.MsgspecError, UnicodeDecodeError):
                 raise UpstreamFailed(_ODD_LIST) from None
         await _answer(send, response, body, visit)
 
-    async def _fetch(self, call: Call, receive: Receive, visit: Visit) -> tuple[httpx2.Response, bytes]:
+    async def _fetch(self, call: Call, receive: Receive, visit: Visit) -> tuple[Response, bytes]:
         """The answer, whole. Raises CallerLeft, with the upstream let go, when nobody waits for it any more."""
         attempts = Attempts(
             self._pool,
@@ -112,23 +111,23 @@ def _is_on_offer(model: str, visit: Visit) -> bool:
     return row is not None and (not allowed or row.id in allowed)
 
 
-async def _read(sent: Sent) -> tuple[httpx2.Response, bytes]:
+async def _read(sent: Sent) -> tuple[Response, bytes]:
     response = sent.response
     try:
         if sent.body is not None:
             return response, sent.body
-        if response.status_code >= 300:
+        if response.status >= 300:
             raise UpstreamFailed(_ODD_ANSWER)
         return response, await read_whole(response, bytes_max=_ANSWER_BYTES_MAX)
     finally:
         await response.aclose()
 
 
-async def _answer(send: Send, response: httpx2.Response, body: bytes, visit: Visit) -> None:
-    status = response.status_code
+async def _answer(send: Send, response: Response, body: bytes, visit: Visit) -> None:
+    status = response.status
     headers: Headers = [
         pair
-        for pair in caller_response(response.headers.raw, status, relay_request_id=visit.request_id.encode())
+        for pair in caller_response(response.headers, status, relay_request_id=visit.request_id.encode())
         if pair[0] != b"content-length"
     ]
     headers += ratelimits.headers(visit.checked.figures)

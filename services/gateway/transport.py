@@ -22,6 +22,7 @@ import httpx2
 
 from services.gateway.dial import PORTS, Dialer
 from services.gateway.headers import Headers
+from services.gateway.upstream_answer import Answer
 from services.gateway.upstream_connection import Connection, Origin
 
 _DROPPED: Final = frozenset(
@@ -92,7 +93,7 @@ class UpstreamTransport(httpx2.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """`send` for whoever knows an httpx2 transport only; the extensions `target` and `sent` are its `target`, `on_sent`."""
-        return await self.send(
+        answer = await self.send(
             request.method,
             request.url,
             target=request.extensions.get("target") or request.url.raw_path,
@@ -100,6 +101,7 @@ class UpstreamTransport(httpx2.AsyncBaseTransport):
             body=await request.aread(),
             on_sent=request.extensions.get("sent", _ignore),
         )
+        return httpx2.Response(answer.status, headers=answer.headers, stream=answer)
 
     async def send(
         self,
@@ -110,8 +112,8 @@ class UpstreamTransport(httpx2.AsyncBaseTransport):
         headers: Headers,
         body: bytes,
         on_sent: Callable[[], None],
-    ) -> httpx2.Response:
-        """Send, and return when status and headers are there. The stream must be read to its end or closed.
+    ) -> Answer:
+        """Send, and return when status and headers are there. The answer must be read to its end or closed.
 
         `target` is the path and query, byte for byte (httpx2 would quote some characters). `headers` have nothing of the
         connection or of the body's length. `on_sent` is called when there is a connection and the request goes out.
@@ -136,7 +138,7 @@ class UpstreamTransport(httpx2.AsyncBaseTransport):
         except BaseException:
             self._discard(connection)
             raise
-        return httpx2.Response(answer.status, headers=answer.headers, stream=answer)
+        return answer
 
     async def aclose(self) -> None:
         """Close every connection at once; answers under way fail, and so does who waits for a place."""

@@ -1,8 +1,8 @@
 """The only code that speaks to the Claude API: builds the request, opens the answer, and names what went wrong."""
 
 import logging
-from collections.abc import Callable
-from typing import Final
+from collections.abc import AsyncIterator, Callable
+from typing import Final, Protocol
 
 import httpx2
 import msgspec
@@ -11,7 +11,6 @@ from libs.common.errors import Overloaded, RelayError, UpstreamFailed, UpstreamT
 from services.gateway.headers import Headers, upstream_request, value
 from services.gateway.outlet import Outlet
 from services.gateway.transport import UpstreamTransport
-from services.gateway.upstream_answer import Answer
 from services.gateway.verdict import NEVER_SENT
 
 _log: Final = logging.getLogger("relay.upstream")
@@ -35,6 +34,47 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     connection_listed: frozenset[bytes] = frozenset()
 
 
+class Response(Protocol):
+    """The upstream's answer. As an iterator it is the body, which is to be read to its end, or closed: safe to do twice."""
+
+    @property
+    def status(self) -> int:
+        """Of the final head."""
+
+    @property
+    def headers(self) -> Headers:
+        """As they came."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+
+    async def pour(self, take: Callable[[bytes], bool], outlet: Outlet) -> None:
+        """The body to its end, each chunk handed to `take`, which writes it to `outlet` and says whether that is full: then it is
+        waited for. Raises httpx2.TransportError, and what the two raise."""
+
+    async def aclose(self) -> None:
+        """Let the upstream go."""
+
+
+class _Foreign:
+    """The answer of a transport that is not ours."""
+
+    def __init__(self, response: httpx2.Response) -> None:
+        assert isinstance(response.stream, httpx2.AsyncByteStream)
+        self.status = response.status_code
+        self.headers: Headers = response.headers.raw
+        self._stream = response.stream
+        self.aclose = response.aclose
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return aiter(self._stream)
+
+    async def pour(self, take: Callable[[bytes], bool], outlet: Outlet) -> None:
+        """See Response."""
+        async for chunk in self._stream:
+            if take(chunk):
+                await outlet.drained()
+
+
 class Upstream:
     """A credential and the way to it."""
 
@@ -45,7 +85,7 @@ class Upstream:
         self._prefix = base.raw_path.rstrip(b"/")
         self._credential = api_key.encode()
 
-    async def send(self, call: Call, *, on_sent: Callable[[], None] = _ignore) -> httpx2.Response:
+    async def send(self, call: Call, *, on_sent: Callable[[], None] = _ignore) -> Response:
         """The upstream's answer, its body still to be read and then closed. Raises RelayError, ready for the caller; its cause
         is the transport's error.
 
@@ -66,7 +106,7 @@ class Upstream:
                 stream=httpx2.ByteStream(call.body),
                 extensions={"target": target, "sent": on_sent},
             )
-            return await transport.handle_async_request(request)
+            return _Foreign(await transport.handle_async_request(request))
         except httpx2.TransportError as error:
             _log.warning("no answer from the upstream: %s: %s", type(error).__name__, error)
             raise explain(error) from error
@@ -81,26 +121,12 @@ def explain(error: httpx2.TransportError) -> RelayError:
     return UpstreamFailed(_BROKE)
 
 
-async def pour(response: httpx2.Response, take: Callable[[bytes], bool], outlet: Outlet) -> None:
-    """Hand the body to `take`, which writes it to `outlet`, as it comes; `take` says whether that is full: then it is waited for.
-
-    Raises httpx2.TransportError, and what the two raise.
-    """
-    stream = response.stream
-    if isinstance(stream, Answer):
-        await stream.pour(take, outlet)
-        return
-    async for chunk in stream:  # type: ignore[union-attr]
-        if take(chunk):
-            await outlet.drained()
-
-
-async def read_whole(response: httpx2.Response, *, bytes_max: int) -> bytes:
+async def read_whole(response: Response, *, bytes_max: int) -> bytes:
     """A body, whole, so that it can be judged before any of it is shown. Raises RelayError."""
     chunks: list[bytes] = []
     size = 0
     try:
-        async for chunk in response.stream:  # type: ignore[union-attr]
+        async for chunk in response:
             size += len(chunk)
             if size > bytes_max:
                 raise UpstreamFailed(_ODD_ANSWER)
@@ -110,6 +136,6 @@ async def read_whole(response: httpx2.Response, *, bytes_max: int) -> bytes:
     return b"".join(chunks)
 
 
-def is_packed(response: httpx2.Response) -> bool:
+def is_packed(response: Response) -> bool:
     """Whether a body has a content coding, which was never asked for: it cannot be judged by its bytes."""
-    return value(response.headers.raw, b"content-encoding").lower() not in _PLAIN
+    return value(response.headers, b"content-encoding").lower() not in _PLAIN

@@ -7,8 +7,8 @@ import httpx2
 import pytest
 
 from libs.common.errors import Overloaded, RelayError, UpstreamFailed, UpstreamTimedOut
-from services.gateway.upstream import Call, Upstream
-from tests.unit.gateway.upstreams import echo, read, serving, transport
+from services.gateway.upstream import Call, Response, Upstream, read_whole
+from tests.unit.gateway.upstreams import echo, serving, transport
 
 pytestmark = pytest.mark.anyio
 HEADERS = [
@@ -30,6 +30,13 @@ def call(target: bytes = b"/v1/messages", body: bytes = b"{}", method: str = "PO
     return Call(method=method, target=target, headers=HEADERS, body=body, connection_listed=frozenset({b"x-hop"}))
 
 
+async def whole(response: Response) -> bytes:
+    try:
+        return await read_whole(response, bytes_max=99)
+    finally:
+        await response.aclose()
+
+
 @pytest.mark.parametrize(
     "target",
     [
@@ -45,7 +52,7 @@ async def test_the_request_on_the_wire(target: bytes) -> None:
     async with serving(echo) as server, transport() as via:
         upstream = Upstream(via, url=server.url + "/base/", api_key="sk-ant-operator")
         for _ in range(2):
-            assert await read(await upstream.send(call(target, body))) == body
+            assert await whole(await upstream.send(call(target, body))) == body
     host = server.url.removeprefix("http://").encode()
     expected = [
         b"POST /base" + target + b" HTTP/1.1",
@@ -63,7 +70,7 @@ async def test_the_request_on_the_wire(target: bytes) -> None:
 async def test_a_get_has_neither_body_nor_length() -> None:
     async with serving(echo) as server, transport() as via:
         upstream = Upstream(via, url=server.url, api_key="k")
-        assert await read(await upstream.send(call(b"/v1/models", b"", "GET"))) == b""
+        assert await whole(await upstream.send(call(b"/v1/models", b"", "GET"))) == b""
     assert b"content-length" not in server.wires[0].asked[0].head
 
 
@@ -76,7 +83,7 @@ async def test_another_transport_sees_an_ordinary_request() -> None:
 
     upstream = Upstream(httpx2.MockTransport(handler), url="https://api/base", api_key="k")
     response = await upstream.send(call(b"/v1/models?limit=1", b"hello"))
-    assert response.status_code == 200
+    assert (response.status, await whole(response)) == (200, b"ok")
     (request,) = seen
     assert str(request.url) == "https://api/base/v1/models?limit=1"
     assert request.content == b"hello"
