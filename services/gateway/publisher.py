@@ -25,7 +25,7 @@ from services.gateway.spool import Place, Spool
 
 _log: Final = logging.getLogger("relay.publisher")
 _GATHER_S: Final = 0.05
-"""Later than that an event is in accounting, at most: little of the two seconds its lag may be."""
+"""What an event waits at most for others to travel with: little of the two seconds that accounting may lag (ADR 12)."""
 _MESSAGES_IN_FLIGHT_MAX: Final = 16
 _EVENTS_PER_MESSAGE_MAX: Final = 200
 _MESSAGE_BYTES_MAX: Final = 512 * 1024  # nats-server takes 1 MB
