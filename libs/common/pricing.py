@@ -58,6 +58,7 @@ class Priced(msgspec.Struct, frozen=True, kw_only=True):
     lines: list[Line]
 
 
+_PPM_SQUARED: Final = PPM * PPM
 FREE: Final = Priced(total_nanos=0, lines=[])
 
 
@@ -137,7 +138,8 @@ def _add_call(bill: "_Bill", call: ModelCall, book: PriceBook, *, speed: str | N
         raise Unpriced(f"no price for model {call.model[:64]!r} in book {book.version}")
     rates = _rates(row, call, speed)
     for price_class in _TOKEN_CLASSES:
-        bill.add(call.model, price_class, getattr(call, price_class), getattr(rates, price_class), modifier_ppm)
+        if quantity := getattr(call, price_class):
+            bill.add(call.model, price_class, quantity, getattr(rates, price_class), modifier_ppm)
 
 
 def _rates(row: ModelRow, call: ModelCall, speed: str | None) -> Rates:
@@ -172,7 +174,7 @@ class _Bill:
     def add(self, model: str, price_class: PriceClass, quantity: int, rate: int, modifier_ppm: int) -> None:
         if not quantity:
             return
-        unit, rest = divmod(rate * modifier_ppm * self._multiplier_ppm, PPM * PPM)
+        unit, rest = divmod(rate * modifier_ppm * self._multiplier_ppm, _PPM_SQUARED)
         if rest:
             raise Unpriced(f"the price of {model} {price_class} is finer than an atto-dollar")
         self._sum_attos += quantity * unit

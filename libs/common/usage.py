@@ -26,6 +26,8 @@ _NOT_COUNTED: Final = frozenset(
     {"service_tier", "inference_geo", "speed", "output_tokens_details", "fallback_credit", "type", "model"}
 )
 """Fields that are not amounts: they say how the amounts are priced, split them for display, or report a credit."""
+_KNOWN_OF_CALL: Final = _NOT_COUNTED | {*_TOKEN_FIELDS, "cache_creation"}
+_KNOWN: Final = _KNOWN_OF_CALL | {"server_tool_use", "iterations"}
 
 
 AMOUNT_MAX: Final = 10**9
@@ -110,14 +112,14 @@ def text(parent: Usage, name: str) -> str | None:
 
 def unknown_amounts(usage: Usage) -> Iterator[str]:
     """Names of non-zero amounts that no rule of ours covers, wherever in the usage they stand. Raises UsageUnreadable."""
-    yield from _unknown_in(usage, {*_TOKEN_FIELDS, "cache_creation", "server_tool_use", "iterations"} | _NOT_COUNTED)
+    yield from _unknown_in(usage, _KNOWN)
     yield from _unknown_in(_object(usage, "server_tool_use"), _SERVER_TOOLS)
     yield from _unknown_in(_object(usage, "cache_creation"), _CACHE_FIELDS)
     for entry in _entries(usage):
         kind = text(entry, "type")
         if kind not in _CALL_KINDS:
             yield f"iterations[{str(kind)[:_NAME_CHARS_MAX]}]"
-        yield from _unknown_in(entry, {*_TOKEN_FIELDS, "cache_creation"} | _NOT_COUNTED)
+        yield from _unknown_in(entry, _KNOWN_OF_CALL)
         yield from _unknown_in(_object(entry, "cache_creation"), _CACHE_FIELDS)
 
 
