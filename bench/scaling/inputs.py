@@ -29,12 +29,12 @@ class Input(msgspec.Struct, frozen=True):
 Inputs = Mapping[str, Input]
 
 _OTHERS: Final = (
-    ("admission_redis_us", "ADMISSION.md", r"\| 100,000 keys \| [^|]+\| \*\*(\d+)\*\*", "µs CPU of Redis for admit and finish"),
-    ("accounting_events_per_s", "ACCOUNTING.md", r"\| backlog \| [\d,]+ \| ([\d,]+) ", "events a second of one accounting worker"),
+    ("admission_redis_us", "ADMISSION.md", r"\| 100,000 keys \| [^|]+\| \*\*(\d+)\*\*", "µs of Redis for admit and finish"),
+    ("accounting_events_per_s", "ACCOUNTING.md", r"\| backlog \| [\d,]+ \| ([\d,]+) ", "events a second of one worker"),
     ("accounting_rss_mb", "ACCOUNTING.md", r"\| backlog .* (\d+) \|", "MB of memory of that worker"),
     ("usage_rows", "ANALYTICS.md", r"\| usage \| ([\d,]+) ", "rows of usage"),
     ("usage_gb", "ANALYTICS.md", r"\| usage \| [\d,]+ \| ([\d.]+) ", "GB on the archive's disk for them"),
-    ("sums_gb", "ANALYTICS.md", r"\| usage_by_hour \| [\d,]+ \| ([\d.]+) ", "GB for their hourly sums (20,000 keys, 120 days)"),
+    ("sums_gb", "ANALYTICS.md", r"\| usage_by_hour \| [\d,]+ \| ([\d.]+) ", "GB for their hourly sums (20,000 keys)"),
 )  # fmt: skip
 
 

@@ -46,7 +46,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     body_bytes: int = 1_000
     seed: int = 6
     hold: bool = False
-    """Each connection carries one request: a stream that the upstream holds, or one to a path that answers and leaves it idle."""
+    """Each connection carries one request, and the rate is that of their beginning: a stream that the upstream holds, or one to a
+    path that answers and leaves the connection idle."""
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,10 +113,10 @@ class _Load:
             self.done.set()
         elif self.late:
             connection.send(self.late.popleft())
-        elif self.plan.rate or self.plan.hold:
-            self.idle.append(connection)
-        else:
+        elif not self.plan.rate:
             connection.send(time.perf_counter())
+        elif not self.plan.hold:
+            self.idle.append(connection)
 
     def has_begun(self) -> None:
         self._begun += 1
@@ -221,10 +222,8 @@ async def _main(plan: Plan) -> None:
         await load.arrive()
     else:
         connections, load.idle = load.idle, []
-        for number, connection in enumerate(connections):
+        for connection in connections:
             connection.send(time.perf_counter())
-            if plan.hold and number % 100 == 99:
-                await asyncio.sleep(0.05)
     if plan.hold:
         await load.all_begun.wait()
         print("holding", flush=True)

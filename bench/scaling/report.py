@@ -78,8 +78,9 @@ costs the same whoever serves it, that the work is spread, and that limits and l
 {_lines(replicas.limits_table(found.limits))}
 
 ## Flat or not
-{flat.REQUESTS:,} small JSON requests, {flat.RATE} a second in an open loop, to one gateway. µs of CPU for each request, less what the process
-uses unasked; medians of {flat.ROUNDS} interleaved rounds (smallest–largest). Flat: within {figures.FLAT_WITHIN:.0%} of the first line.
+{flat.REQUESTS:,} small JSON requests, {flat.RATE} a second in an open loop, to one gateway. µs of CPU for each request, less
+what the process uses unasked; medians of {flat.ROUNDS} interleaved rounds (smallest–largest). Flat: within
+{figures.FLAT_WITHIN:.0%} of the first line.
 
 ### Keys, each of an account of its own
 {_HEAD}
@@ -112,9 +113,9 @@ What [the capacity plan](../docs/capacity.md) reads.
 
 {_lines(figures.rendered(found.figures))}
 
-Every answer was whole and had the status it had to have. The ledger has one row for each of the {found.served:,} requests that were
-let in, at the right cost to the nano-dollar, and the balances in Redis have paid as much; nothing is held any more. Thrown away and
-repeated were {found.crowded} runs in which Redis did not get the CPU to answer a gateway in time (529).
+Every answer was whole and had the status it had to have. The ledger has one row for each of the {found.served:,} requests that
+were let in, at the right cost to the nano-dollar, and the balances in Redis have paid as much; nothing is held any more.
+Thrown away and repeated were {found.crowded} runs in which Redis did not get the CPU to answer a gateway in time (529).
 
 Machine: {os.cpu_count()} cores, {platform.machine()}, {platform.system()}; load average before the start {load_before:.2f}.
 Python {platform.python_version()}, {packages}.

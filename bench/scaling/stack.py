@@ -76,9 +76,10 @@ class Run:
         """Answers of whatever status."""
         return sum(self.report.statuses.values())
 
-    def us(self, name: str) -> float:
-        """CPU of one process for each request."""
-        return self.cpu_s[name] / self.requests * 1e6
+    def us(self, name: str, idle: Mapping[str, float] | None = None) -> float:
+        """CPU of one process for each request; less what it uses unasked, CPU seconds a second, where that is given."""
+        unasked_s = idle[name] * self.wall_s if idle else 0.0
+        return (self.cpu_s[name] - unasked_s) / self.requests * 1e6
 
     @property
     def gateways_us(self) -> float:

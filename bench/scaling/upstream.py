@@ -88,7 +88,8 @@ class _Connection(asyncio.Protocol):
 
     def _answer(self, head: bytes, body: bytes) -> None:
         if head.startswith(b"get /release"):
-            self._released.set()
+            self._released.set()  # wakes those who wait now
+            self._released.clear()
         wish = _WISH.search(body) if b'"stream":true' in body else None
         if wish is None:
             self._transport.write(_JSON)

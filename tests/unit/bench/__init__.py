@@ -1,0 +1,1 @@
+"""Tests of what benches compute and say."""
