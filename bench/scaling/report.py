@@ -77,7 +77,24 @@ costs the same whoever serves it, that the work is spread, and that limits and l
 ## Limits of a key, asked through all four at once
 {_lines(replicas.limits_table(found.limits))}
 
-## Flat or not
+{_flat(found)}
+
+## Figures
+What [the capacity plan](../docs/capacity.md) reads.
+
+{_lines(figures.rendered(found.figures))}
+
+Every answer was whole and had the status it had to have. The ledger has one row for each of the {found.served:,} requests that
+were let in, at the right cost to the nano-dollar, and the balances in Redis have paid as much; nothing is held any more.
+Thrown away and repeated were {found.crowded} runs in which Redis did not get the CPU to answer a gateway in time (529).
+
+Machine: {os.cpu_count()} cores, {platform.machine()}, {platform.system()}; load average before the start {load_before:.2f}.
+Python {platform.python_version()}, {packages}.
+"""
+
+
+def _flat(found: Found) -> str:
+    return f"""## Flat or not
 {flat.REQUESTS:,} small JSON requests, {flat.RATE} a second in an open loop, to one gateway. µs of CPU for each request, less
 what the process uses unasked; medians of {flat.ROUNDS} interleaved rounds (smallest–largest). Flat: within
 {figures.FLAT_WITHIN:.0%} of the first line.
@@ -106,20 +123,7 @@ Events of different partitions travel in different messages, so many accounts ma
 {_verdict("From 1 to 10,000 idle connections", found.idle)}
 {_verdict("From 1 to 1,000 open streams", found.streams)}
 The three of a kind are open at the same time at three gateways, each of which gets the load in its turn. Redis has the leases of
-all streams in each of the three lines.
-
-## Figures
-What [the capacity plan](../docs/capacity.md) reads.
-
-{_lines(figures.rendered(found.figures))}
-
-Every answer was whole and had the status it had to have. The ledger has one row for each of the {found.served:,} requests that
-were let in, at the right cost to the nano-dollar, and the balances in Redis have paid as much; nothing is held any more.
-Thrown away and repeated were {found.crowded} runs in which Redis did not get the CPU to answer a gateway in time (529).
-
-Machine: {os.cpu_count()} cores, {platform.machine()}, {platform.system()}; load average before the start {load_before:.2f}.
-Python {platform.python_version()}, {packages}.
-"""
+all streams in each of the three lines."""
 
 
 def _lines(lines: list[str]) -> str:

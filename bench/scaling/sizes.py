@@ -24,6 +24,7 @@ MIX_BODY_BYTES: Final = 100_000
 MIX_RATE: Final = 15
 _SMALL_BODY_BYTES: Final = 1_000
 _SSE_EVENTS: Final = 62
+_IDLE_S: Final = 2.0
 _NATS_S: Final = 2.0
 _NATS_PUBLISHERS: Final = 64
 """Four gateways with sixteen messages under way each (services/gateway/publisher.py)."""
@@ -31,7 +32,10 @@ _LARGE_HASH: Final = 2_000
 _SAMPLE: Final = 2_000
 
 
-def parts(stack: Stack, say: Callable[[str], None]) -> tuple[Figures, dict[str, list[Run]]]:
+Runs = dict[str, list[Run]]
+
+
+def parts(stack: Stack, say: Callable[[str], None]) -> tuple[Figures, Runs]:
     """What a request, an event and a kilobyte of body cost, without nginx, and the runs they come from: small JSON, large JSON,
     SSE, and a mix like Claude Code's, which the plan must foretell from the others."""
     key, _ = stack.key(stack.account())
@@ -44,35 +48,43 @@ def parts(stack: Stack, say: Callable[[str], None]) -> tuple[Figures, dict[str, 
             url=url, key=key, requests=60, connections=60, rate=MIX_RATE, events=MIX_EVENTS, gap_ms=10, body_bytes=MIX_BODY_BYTES
         ),
     }  # fmt: skip
-    runs: dict[str, list[Run]] = defaultdict(list)
+    idle = stack.idle_cpu(_IDLE_S)
+    runs: Runs = defaultdict(list)
     for _ in range(ROUNDS):
         for name, plan in wanted.items():
             runs[name].append(stack.measure(plan))
-            say(f"  {name}: {runs[name][-1].us('gateway-4'):.0f} us")
-    json, large, sse, mix = (_cost(runs[name]) for name in wanted)
-    kilobytes = (MIX_BODY_BYTES - _SMALL_BODY_BYTES) / 1000
-    found = {
+            say(f"  {name}: {runs[name][-1].us('gateway-4', idle):.0f} us")
+    return _of_gateways(runs, idle) | _of_others(runs, idle), runs
+
+
+def _of_gateways(runs: Runs, idle: dict[str, float]) -> Figures:
+    json, large, sse, mix = (_cost(runs[name], "gateway-4", idle) for name in ("json", "large", "sse", "mix"))
+    event, kilobyte = (sse - json) / _SSE_EVENTS, (large - json) / ((MIX_BODY_BYTES - _SMALL_BODY_BYTES) / 1000)
+    cores = statistics.median(run.cpu_s["gateway-4"] / run.report.seconds for run in runs["mix"])
+    per_s = statistics.median(run.requests / run.report.seconds for run in runs["mix"])
+    return {
         "json_us": Figure(json, "µs CPU of a gateway for a JSON request, 300 a second"),
-        "event_us": Figure((sse - json) / _SSE_EVENTS, "µs CPU of a gateway for an event: (stream of 62 − JSON) / 62, 100 streams a second"),
-        "body_kb_us": Figure((large - json) / kilobytes, "µs CPU of a gateway for a kB of request body: (100 kB − 1 kB) / 99"),
-        "mix_us": Figure(mix, f"µs CPU of a gateway for a stream of {MIX_EVENTS} events with a body of 100 kB: to check the sum"),
-        "mix_per_s": Figure(statistics.median(_per_s(run) for run in runs["mix"]), "such streams a second, from first to last"),
-        "mix_cores": Figure(
-            statistics.median(run.cpu_s["gateway-4"] / run.report.seconds for run in runs["mix"]), "cores they took"
-        ),
-    }  # fmt: skip
-    for name, title in (("redis", "Redis"), ("nats", "NATS"), ("accounting", "accounting"), ("clickhouse", "chDB")):
-        for kind, of_what in (
-            ("json", "the JSON request"),
-            ("sse", "the stream of 62 events"),
-            ("mix", "the other stream"),
-        ):
-            cost = statistics.median(run.us(name) for run in runs[kind])
-            prefix = "stream" if kind == "sse" else kind
-            found[f"{prefix}_{name}_us"] = Figure(
-                cost, f"µs CPU of {title} for {of_what}, all of it until it is settled"
-            )
-    return found, runs
+        "event_us": Figure(event, "for an event: (stream of 62 events, 100 streams a second − JSON) / 62"),
+        "body_kb_us": Figure(kilobyte, "for a kB of a request's body: (body of 100 kB − 1 kB) / 99"),
+        "mix_us": Figure(mix, f"for a stream of {MIX_EVENTS} events with a body of 100 kB: to check the sum"),
+        "mix_per_s": Figure(per_s, "such streams a second, from the first to the end of the last"),
+        "mix_cores": Figure(cores, "cores they took"),
+    }
+
+
+def _of_others(runs: Runs, idle: dict[str, float]) -> Figures:
+    kinds = (
+        ("json", "json", "JSON request"),
+        ("stream", "sse", "stream of 62 events"),
+        ("mix", "mix", "stream of 300"),
+    )
+    return {
+        f"{kind}_{name}_us": Figure(
+            _cost(runs[of], name, idle), f"µs CPU of {title} for the {what}, until it is settled"
+        )
+        for name, title in (("redis", "Redis"), ("nats", "NATS"), ("accounting", "accounting"), ("clickhouse", "chDB"))
+        for kind, of, what in kinds
+    }
 
 
 def stored_events(runs: list[Run]) -> Figures:
@@ -179,9 +191,5 @@ def _memory(stack: Stack, name: str) -> int:
     return int(size)
 
 
-def _cost(runs: list[Run]) -> float:
-    return statistics.median(run.us("gateway-4") for run in runs)
-
-
-def _per_s(run: Run) -> float:
-    return run.requests / run.report.seconds
+def _cost(runs: list[Run], process: str, idle: dict[str, float]) -> float:
+    return statistics.median(run.us(process, idle) for run in runs)
