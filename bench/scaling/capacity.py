@@ -83,10 +83,11 @@ def _reading(plans: Sequence[Values]) -> str:
     return f"""What follows from it
 - **{few} a minute**: the least of everything: {small["gateways"]} gateways, {small["workers"]} workers, one Redis server with a
   replica, three small NATS nodes.
-- **{some} a minute**: {middle["gateways"]} gateways, {middle["workers"]} workers. One Redis server may do it, with
-  {middle["redis_cores"]} of a core used and {middle["redis_gb"]} GB: the plan's masters say whether half a core is too little.
+- **{some} a minute**: {middle["gateways"]} gateways, {middle["workers"]} workers; Redis masters: {middle["masters"]}, with
+  {middle["redis_cores"]} of a core in use, and {middle["redis_gb"]} GB.
 - **{many} a minute**: {large["gateways"]} gateways. Redis must be a Cluster, {large["masters"]} masters, for CPU and for
-  {large["redis_gb"]} GB, of which {large["remembered_gb"]} GB are events remembered for 73 hours. All events go through the
+  {large["redis_gb"]} GB, of which {large["remembered_gb"]} GB are events remembered for 73 hours (where an account has some
+  thousand an hour it is `remembered_among_bytes` for each, less than half). All events go through the
   leader of one stream, {large["nats_used"]} times what the node here could sync if no two of them travel together, and
   {large["stream_gb"]} GB of them are kept: several streams, or fewer days, are not built and must be before anybody goes there.
 - **RELAY_STREAM_BYTES_MAX** must be raised at every size. A stream that has reached it takes nothing more: spools fill, and then

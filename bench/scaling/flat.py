@@ -16,7 +16,7 @@ from libs.common import apikeys, ids, rediskeys
 
 ROUNDS: Final = 3
 RATE: Final = 300
-REQUESTS: Final = 700
+REQUESTS: Final = 500
 KEYS: Final = (1, 1_000, 100_000)
 ACCOUNTS: Final = (1, 100, 1_000)
 KEYS_OF_ACCOUNTS: Final = 1_000
@@ -26,6 +26,8 @@ IDLE: Final = {"gateway-1": 1, "gateway-3": 100, "gateway-2": 10_000}
 _CONNECTIONS_PER_S: Final = 3_000
 _STREAMS_PER_S: Final = 200
 _IDLE_S: Final = 2.0
+_RENEWAL_S: Final = 20.0
+"""In which each lease is renewed once."""
 _RESTORED_AT_ONCE: Final = 1_000
 
 
@@ -67,7 +69,7 @@ def keys(stack: Stack, say: Say) -> tuple[list[Level], Level, Figures]:
     _make_known(stack, "gateway-1", "key", KEYS[-1])
     known_bytes = (stack.rss("gateway-1") - found["gateway_bytes"].value) / KEYS[-1]
     found["known_key_bytes"] = Figure(known_bytes, "bytes of a gateway for a key it has seen, of 100,000")
-    levels = _rounds(stack, "gateway-1", [(f"{count:,} keys", "key", count) for count in KEYS], say)
+    levels = _rounds(stack, "gateway-1", [(_several(count, "key"), "key", count) for count in KEYS], say)
     meaning = "bytes of Redis for an account with one key, its hash included (used_memory)"
     return levels, first, found | {"redis_account_and_key_bytes": Figure(bytes_each, meaning)}
 
@@ -79,7 +81,7 @@ def accounts(stack: Stack, say: Say) -> list[Level]:
         family = f"of {count} accounts"
         multiply(stack, family, KEYS_OF_ACCOUNTS, count)
         _make_known(stack, "gateway-2", family, KEYS_OF_ACCOUNTS)
-        wanted.append((f"{count:,} accounts", family, KEYS_OF_ACCOUNTS))
+        wanted.append((_several(count, "account"), family, KEYS_OF_ACCOUNTS))
     return _rounds(stack, "gateway-2", wanted, say)
 
 
@@ -89,25 +91,23 @@ def connections(
     """Connections open at three gateways, while each in turn gets a load: their levels, bytes of the gateway for each
     connection of the last, and CPU seconds a second of everything while nothing is asked."""
     key, _ = stack.key(stack.account())
-    levels = {
-        name: Level(f"{count:,} {'open streams' if streams else 'idle connections'}")
-        for name, count in open_now.items()
-    }
+    what = "open stream" if streams else "idle connection"
+    levels = {name: Level(_several(count, what)) for name, count in open_now.items()}
     more = {"events": 62, "rate": _STREAMS_PER_S} if streams else {"path": "/healthz", "rate": _CONNECTIONS_PER_S}
-    last, quiet = list(open_now)[-1], []
+    last = list(open_now)[-1]
     with contextlib.ExitStack() as held:
         before = stack.rss(last)
         for name, count in open_now.items():
             plan = Plan(url=stack.gateways[name], key=key, requests=count, connections=count, hold=True, **more)
             held.enter_context(stack.holding(plan, rows=streams))
         bytes_each = (stack.rss(last) - before) / open_now[last]
+        quiet = stack.idle_cpu(_RENEWAL_S if streams else _IDLE_S)
         for _ in range(ROUNDS):
-            quiet.append(stack.idle_cpu(_IDLE_S))
             for name, level in levels.items():
                 plan = Plan(url=stack.gateways[name], key=key, requests=REQUESTS, connections=64, rate=RATE)
-                say(level.add(stack.measure(plan), name, quiet[-1]))
+                say(level.add(stack.measure(plan), name, quiet))
     stack.wait_settled()
-    return list(levels.values()), bytes_each, {name: statistics.median(one[name] for one in quiet) for name in quiet[0]}
+    return list(levels.values()), bytes_each, quiet
 
 
 def multiply(stack: Stack, family: str, keys_count: int, accounts_count: int) -> None:
@@ -135,10 +135,18 @@ def table(levels: Sequence[Level]) -> list[str]:
     return [
         f"| {level.title} | {figures.spread(level.gateway_us)} | {figures.spread(level.redis_us)} "
         f"| {statistics.median(level.beside_us['nats']):.0f} | {statistics.median(level.beside_us['accounting']):.0f} "
-        f"| {statistics.median(run.requests / run.messages for run in level.runs):.2f} "
+        f"| {' | '.join(f'{_median(level, name):.2f}' for name in ('scripts', 'reads', 'messages'))} "
         f"| {statistics.median(run.report.p99_ms for run in level.runs):.0f} |"
         for level in levels
     ]
+
+
+def _several(count: int, what: str) -> str:
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+
+
+def _median(level: Level, name: str) -> float:
+    return statistics.median(run.each(name) for run in level.runs)
 
 
 def changes(levels: Sequence[Level]) -> tuple[float, float]:

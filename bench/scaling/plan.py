@@ -84,9 +84,7 @@ NATS: Final = (
     Line("full_days", "days after which the default of 2 GiB is full", "stream_days * 2**31 / 10**9 / stream_gb"),
 )
 ARCHIVE: Final = (
-    Line(
-        "event_s", "seconds of a worker for an event", "max(1 / accounting_events_per_s, stream_accounting_us / 10**6)"
-    ),
+    Line("event_s", "seconds of a worker for an event", "max(1 / accounting_events_per_s, json_accounting_us / 10**6)"),
     Line("workers", "**accounting workers**", "max(2, ceil(per_s * event_s / used) + 1)"),
     Line("worker_mb", "MB of memory to give each", "accounting_rss_mb / used"),
     Line("admins", "**admin replicas**: no request passes it", "2"),

@@ -39,7 +39,7 @@ Runs = dict[tuple[str, int], list[Run]]
 
 
 def workloads(stack: Stack, key: str) -> list[Workload]:
-    """The same load for each replica; the same load in all, so less for each; streams."""
+    """The same load for each replica, of JSON and of streams; and the same load in all, so less for each."""
 
     def each(count: int) -> Plan:
         return Plan(url=stack.shared[count], key=key, requests=1_500, connections=16 * count)
@@ -48,12 +48,12 @@ def workloads(stack: Stack, key: str) -> list[Workload]:
         return Plan(url=stack.shared[count], key=key, requests=1_200, connections=16)
 
     def streams(count: int) -> Plan:
-        return Plan(url=stack.shared[count], key=key, requests=400, connections=200, events=62)
+        return Plan(url=stack.shared[count], key=key, requests=120 * count, connections=60 * count, events=62)
 
     return [
         Workload("JSON, 16 connections a replica", each),
+        Workload("SSE, 62 events, 60 streams a replica", streams),
         Workload("JSON, 16 connections in all", together),
-        Workload("SSE, 62 events 20 ms apart, 200 streams in all", streams),
     ]
 
 
@@ -94,15 +94,20 @@ def limits_shared(stack: Stack) -> list[Shared]:
 def table(runs: Runs) -> list[str]:
     """One line for each load and number of replicas, and what came of it."""
     lines = [
-        "| load | replicas | all gateways µs | nginx | Redis | NATS | accounting | requests/s | p99 ms | shares % |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| load | replicas | gateways µs | nginx | Redis | NATS | accounting | reads | messages | per s | p99 ms | shares % |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for (title, count), some in runs.items():
         beside = " | ".join(f"{_median(some, name):.0f}" for name in ("nginx", "redis", "nats", "accounting"))
+        together = " | ".join(
+            f"{statistics.median(run.each(name) for run in some):.2f}" for name in ("reads", "messages")
+        )
         speed = statistics.median(_per_second(run) for run in some)
         late = statistics.median(run.report.p99_ms for run in some)
         cost = figures.spread([run.gateways_us for run in some])
-        lines.append(f"| {title} | {count} | {cost} | {beside} | {speed:,.0f} | {late:,.0f} | {_shares(some)} |")
+        lines.append(
+            f"| {title} | {count} | {cost} | {beside} | {together} | {speed:,.0f} | {late:,.0f} | {_shares(some)} |"
+        )
     return lines
 
 

@@ -16,7 +16,8 @@ from libs.common import clock
 RESULTS: Final = Path(__file__).parent.parent / "SCALING.md"
 _PACKAGES: Final = ("uvicorn", "uvloop", "httptools", "redis", "nats-py", "msgspec")
 _HEAD: Final = (
-    "| | gateway µs | Redis µs | NATS µs | accounting µs | events a message | p99 ms |\n|---|---|---|---|---|---|---|"
+    "| | gateway µs | Redis µs | NATS µs | accounting µs | scripts | reads | messages | p99 ms |\n"
+    "|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -71,8 +72,9 @@ costs the same whoever serves it, that the work is spread, and that limits and l
 - µs of CPU for each request, medians of {replicas.ROUNDS} interleaved rounds; all gateways added up, with (smallest–largest).
   nginx: `least_conn`, keep-alive, buffering off.
 - *a replica*: each has as many requests in hand as a single one had, as when replicas are added because there is more to do.
-- *in all*: the same load is spread thinner. Fewer calls of Redis and NATS meet in one turn of a loop and travel together, so each
-  costs more: do not run more replicas than CPU, memory and failures ask for.
+- *in all*: the same load is spread thinner. Fewer requests, events and calls meet in one turn of a loop and travel together, so
+  each costs more (*reads*, *messages*: of Redis and into the stream of events, for each request): do not run more replicas than
+  CPU, memory and failures ask for.
 
 ## Limits of a key, asked through all four at once
 {_lines(replicas.limits_table(found.limits))}
@@ -97,7 +99,8 @@ def _flat(found: Found) -> str:
     return f"""## Flat or not
 {flat.REQUESTS:,} small JSON requests, {flat.RATE} a second in an open loop, to one gateway. µs of CPU for each request, less
 what the process uses unasked; medians of {flat.ROUNDS} interleaved rounds (smallest–largest). Flat: within
-{figures.FLAT_WITHIN:.0%} of the first line.
+{figures.FLAT_WITHIN:.0%} of the first line. *scripts* and *reads*: Redis's Lua calls and reads from sockets; *messages*: those of
+the stream of events; for each request.
 
 ### Keys, each of an account of its own
 {_HEAD}

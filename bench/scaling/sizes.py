@@ -42,8 +42,8 @@ def parts(stack: Stack, say: Callable[[str], None]) -> tuple[Figures, Runs]:
     url = stack.gateways["gateway-4"]
     wanted = {
         "json": Plan(url=url, key=key, requests=900, connections=64, rate=300, body_bytes=_SMALL_BODY_BYTES),
-        "large": Plan(url=url, key=key, requests=400, connections=64, rate=150, body_bytes=MIX_BODY_BYTES),
-        "sse": Plan(url=url, key=key, requests=250, connections=250, rate=100, events=_SSE_EVENTS),
+        "large": Plan(url=url, key=key, requests=300, connections=64, rate=150, body_bytes=MIX_BODY_BYTES),
+        "sse": Plan(url=url, key=key, requests=200, connections=200, rate=100, events=_SSE_EVENTS),
         "mix": Plan(
             url=url, key=key, requests=60, connections=60, rate=MIX_RATE, events=MIX_EVENTS, gap_ms=10, body_bytes=MIX_BODY_BYTES
         ),
@@ -92,10 +92,10 @@ def stored_events(runs: list[Run]) -> Figures:
     events = sum(run.requests for run in runs)
     return {
         "event_stored_bytes": Figure(
-            sum(run.message_bytes for run in runs) / events, "bytes of an event in the stream's files"
+            sum(run.counts["message_bytes"] for run in runs) / events, "bytes of an event in the stream's files"
         ),
         "events_per_message": Figure(
-            events / sum(run.messages for run in runs), "events a message, 300 a second of one account"
+            events / sum(run.counts["messages"] for run in runs), "events a message, 300 a second of one account"
         ),
     }
 

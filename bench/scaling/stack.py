@@ -67,9 +67,8 @@ class Run:
     cpu_s: dict[str, float]
     """By process."""
     wall_s: float
-    messages: int
-    """In the stream of events."""
-    message_bytes: int
+    counts: dict[str, int]
+    """Messages and their bytes in the stream of events; scripts that Redis ran, and times it read from a connection."""
 
     @property
     def requests(self) -> int:
@@ -80,6 +79,10 @@ class Run:
         """CPU of one process for each request; less what it uses unasked, CPU seconds a second, where that is given."""
         unasked_s = idle[name] * self.wall_s if idle else 0.0
         return (self.cpu_s[name] - unasked_s) / self.requests * 1e6
+
+    def each(self, name: str) -> float:
+        """A count for each request."""
+        return self.counts[name] / self.requests
 
     @property
     def gateways_us(self) -> float:
@@ -200,19 +203,24 @@ class Stack:
                 raise BenchFailed(f"{plan.url}: this machine is too busy: {run.report}")
 
     def _run_once(self, plan: Plan) -> Run:
-        stored = self.stored()
+        counted = self.counts()
         before, started = self.cpu(), time.perf_counter()
         report = send(plan)
         self.served += report.statuses.get("200", 0)
         self.wait_settled()
         spent_s = {name: seconds - before[name] for name, seconds in self.cpu().items()}
         wall_s = time.perf_counter() - started
-        messages, message_bytes = (now - then for now, then in zip(self.stored(), stored, strict=True))
-        return Run(report, spent_s, wall_s, messages, message_bytes)
+        return Run(report, spent_s, wall_s, {name: now - counted[name] for name, now in self.counts().items()})
 
-    def stored(self) -> tuple[int, int]:
-        """Messages and bytes in the stream of usage events."""
-        return asyncio.run(_stored(self.addresses["nats_url"]))
+    def counts(self) -> dict[str, int]:
+        """What `Run.counts` names, so far."""
+        messages, message_bytes = asyncio.run(_stored(self.addresses["nats_url"]))
+        return {
+            "messages": messages,
+            "message_bytes": message_bytes,
+            "scripts": int(self.redis.info("commandstats")["cmdstat_evalsha"]["calls"]),
+            "reads": int(self.redis.info("stats")["total_reads_processed"]),
+        }
 
     def _check(self, plan: Plan, report: Report, refused: int | None) -> None:
         answers = sum(report.statuses.values())

@@ -17,6 +17,19 @@ def test_figures_are_read_as_they_were_written() -> None:
     assert figures.parsed("\n".join(figures.rendered(written))) == written
 
 
+@pytest.mark.parametrize(
+    ("medians", "said"),
+    [
+        ([100.0, 110.0, 100.0], "+10%: flat"),
+        ([100.0, 120.0, 100.0], "+20%: **not flat**"),
+        ([100.0, 95.0, 120.0], "+20%: **not flat**"),
+        ([100.0, 104.0, 70.0], "-30%: does not grow"),
+    ],
+)
+def test_flat_is_judged_by_what_is_farthest_from_the_first(medians: list[float], said: str) -> None:
+    assert figures.verdict(figures.growth(medians)) == said
+
+
 def test_a_figure_that_is_missing_is_named(tmp_path: Path) -> None:
     for path in inputs.BENCH.glob("*.md"):
         text = path.read_text()
