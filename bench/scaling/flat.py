@@ -15,8 +15,10 @@ from bench.scaling.stack import Run, Stack, send
 from libs.common import apikeys, ids, rediskeys
 
 ROUNDS: Final = 3
-RATE: Final = 300
-REQUESTS: Final = 500
+BUSY: Final = 16
+"""Connections of the load, all of them busy: how many requests meet in one turn of a loop decides what each costs, and must not
+change with the weather of the machine."""
+REQUESTS: Final = 1_000
 KEYS: Final = (1, 1_000, 100_000)
 ACCOUNTS: Final = (1, 100, 1_000)
 KEYS_OF_ACCOUNTS: Final = 1_000
@@ -104,7 +106,7 @@ def connections(
         quiet = stack.idle_cpu(_RENEWAL_S if streams else _IDLE_S)
         for _ in range(ROUNDS):
             for name, level in levels.items():
-                plan = Plan(url=stack.gateways[name], key=key, requests=REQUESTS, connections=64, rate=RATE)
+                plan = Plan(url=stack.gateways[name], key=key, requests=REQUESTS, connections=BUSY)
                 say(level.add(stack.measure(plan), name, quiet))
     stack.wait_settled()
     return list(levels.values()), bytes_each, quiet
@@ -165,7 +167,7 @@ def _rounds(stack: Stack, gateway: str, wanted: Sequence[tuple[str, str, int]], 
 
 
 def _plan(url: str, family: str, count: int) -> Plan:
-    return Plan(url=url, family=family, keys=count, requests=REQUESTS, connections=64, rate=RATE)
+    return Plan(url=url, family=family, keys=count, requests=REQUESTS, connections=BUSY)
 
 
 def _make_known(stack: Stack, gateway: str, family: str, count: int) -> None:

@@ -88,7 +88,7 @@ What [the capacity plan](../docs/capacity.md) reads.
 
 Every answer was whole and had the status it had to have. The ledger has one row for each of the {found.served:,} requests that
 were let in, at the right cost to the nano-dollar, and the balances in Redis have paid as much; nothing is held any more.
-Thrown away and repeated were {found.crowded} runs in which Redis did not get the CPU to answer a gateway in time (529).
+Runs thrown away and repeated, because Redis did not get the CPU to answer a gateway in time (529): {found.crowded}.
 
 Machine: {os.cpu_count()} cores, {platform.machine()}, {platform.system()}; load average before the start {load_before:.2f}.
 Python {platform.python_version()}, {packages}.
@@ -97,7 +97,7 @@ Python {platform.python_version()}, {packages}.
 
 def _flat(found: Found) -> str:
     return f"""## Flat or not
-{flat.REQUESTS:,} small JSON requests, {flat.RATE} a second in an open loop, to one gateway. µs of CPU for each request, less
+{flat.REQUESTS:,} small JSON requests over {flat.BUSY} busy connections to one gateway. µs of CPU for each request, less
 what the process uses unasked; medians of {flat.ROUNDS} interleaved rounds (smallest–largest). Flat: within
 {figures.FLAT_WITHIN:.0%} of the first line. *scripts* and *reads*: Redis's Lua calls and reads from sockets; *messages*: those of
 the stream of events; for each request.
