@@ -116,8 +116,8 @@ shows what the first request of a key costs (one run).
 {_lines(flat.table(found.accounts))}
 
 {_verdict("From 1 to 1,000 accounts", found.accounts)}
-Events of different partitions travel in different messages, so many accounts make more messages of the same events; and accounting
-marks the last one of each partition in every batch (`services/accounting/consumer.py`), so they make more *scripts*, too.
+Events of different partitions travel in different messages, so many accounts make more messages of the same events. Accounting
+marks the last one of each partition in every batch (`services/accounting/consumer.py`): more *scripts*, too.
 
 ### Connections
 {_HEAD}
