@@ -10,7 +10,7 @@ TOGETHER := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-cluster check format bench bench-gate bench-admission bench-accounting bench-analytics test-clients chaos lock clean
+.PHONY: help setup run test test-cluster check format bench bench-gate bench-admission bench-accounting bench-analytics bench-scaling test-clients chaos lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -67,6 +67,9 @@ bench-accounting: setup  ## events a second of one accounting worker, written to
 
 bench-analytics: setup  ## usage questions over ROWS (100 million) rows: an hour, 15 GB; written to bench/ANALYTICS.md
 	$(if $(ROWS),ROWS=$(ROWS)) $(BIN)/python -m bench.analytics
+
+bench-scaling: setup  ## 1, 2, 4 gateways; keys, accounts, connections: bench/SCALING.md and docs/capacity.md; needs nginx
+	$(BIN)/python -m bench.scaling
 
 lock: setup  ## resolve the dependencies anew
 	$(PYTHON) -m venv $(VENV)-lock && $(VENV)-lock/bin/pip install -q uv
