@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import httpx2
 import psutil
 
 from bench.rig import BenchFailed, cpu_seconds
@@ -73,7 +72,6 @@ class Bench:
         self._stores = Stores(home, home / "logs")
         self._home = home
         self._chance = random.Random(SEED)
-        self._http = httpx2.Client(trust_env=False)  # kept: to make one takes 20 ms of CPU
         self.accounts = [ids.new_account_id() for _ in range(ACCOUNTS)]
         self._callers = {one: [(ids.new_key_id(), ids.new_member_id()) for _ in range(KEYS)] for one in self.accounts}
         self._neighbours: dict[int, list[str]] = {}
@@ -200,14 +198,14 @@ class Bench:
 
     async def _measured(self, name: str, count: int, jetstream: Any, offering: "asyncio.Future[None] | None") -> Found:
         worker, lag_s, rss = psutil.Process(self.worker.pid), 0.0, 0
-        before, started, cpu = self._settled(), time.monotonic(), self._cpu()
-        while self._settled() - before < count:
+        started, cpu = time.monotonic(), self._cpu()
+        while (left := await _unacknowledged(jetstream)) or not (offering is None or offering.done()):
             await asyncio.sleep(0.1)
             rss = max(rss, worker.memory_info().rss)
             if offering is not None:
                 lag_s = max(lag_s, await self._lag_s(jetstream))
             if time.monotonic() - started > _WAIT_S:
-                raise BenchFailed(f"{self._settled() - before} of {count} events after {_WAIT_S} s")
+                raise BenchFailed(f"{left} messages of {count} events are left after {_WAIT_S} s")
         seconds = time.monotonic() - started
         if offering is not None:
             await offering
@@ -226,9 +224,10 @@ class Bench:
         message = await jetstream.get_msg(subjects.STREAM_USAGE, info.ack_floor.stream_seq + 1)
         return float((clock.utc_now() - message.time).total_seconds())
 
-    def _settled(self) -> int:
-        text = self._http.get(f"http://127.0.0.1:{self._port}/metrics").text
-        return sum(int(line.split()[-1]) for line in text.splitlines() if line.startswith("relay_events_settled_total"))
+
+async def _unacknowledged(jetstream: Any) -> int:
+    info = await jetstream.consumer_info(subjects.STREAM_USAGE, subjects.CONSUMER_ACCOUNTING)
+    return int(info.num_pending + info.num_ack_pending)
 
 
 async def _publish(jetstream: Any, message: tuple[str, bytes]) -> None:

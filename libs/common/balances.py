@@ -14,6 +14,8 @@ from libs.common.scripts import Scripts, StoreRefused, StoreUnavailable
 
 _SETTLED_AT_ONCE: Final = 64
 """Events in one script: a millisecond of Redis's time, in which nobody else is served."""
+_SETTLED_UNDER_WAY_MAX: Final = 1024
+"""Events: some 20 ms of Redis's time, so that no reply is late even where it gets little of a CPU."""
 _SETTLED_KEPT_S: Final = str(rediskeys.SETTLED_KEPT_S)
 _NO_LIMIT_NANOS: Final = 10**18
 """A billion dollars: Redis adds exactly far beyond it."""
@@ -65,20 +67,19 @@ class Balances:
         travel in one script, a third of Redis's time for each; what is refused so is tried again one by one.
         """
         results: dict[int, SettleResult | StoreRefused] = {}
-        alone: list[list[int]] = []
         parts = _by_account(settlements)
         while parts:
-            calls = [self._settle_some([settlements[position] for position in part]) for part in parts]
-            for part, reply in zip(parts, await asyncio.gather(*calls, return_exceptions=True), strict=True):
+            now, parts = _some_of(parts)
+            calls = [self._settle_some([settlements[position] for position in part]) for part in now]
+            for part, reply in zip(now, await asyncio.gather(*calls, return_exceptions=True), strict=True):
                 if not isinstance(reply, BaseException):
                     results |= {at: _result(settlements[at], told) for at, told in zip(part, reply, strict=True)}
                 elif not isinstance(reply, StoreRefused):
                     raise reply
                 elif len(part) > 1:
-                    alone += [[position] for position in part]
+                    parts += [[position] for position in part]
                 else:
                     results[part[0]] = reply
-            parts, alone = alone, []
         return [results[position] for position in range(len(settlements))]
 
     def _settle_some(self, settlements: Sequence[Settlement]) -> "asyncio.Future[list[bytes]]":
@@ -203,6 +204,15 @@ def _by_account(settlements: Sequence[Settlement]) -> list[list[int]]:
         for positions in of_account.values()
         for start in range(0, len(positions), _SETTLED_AT_ONCE)
     ]
+
+
+def _some_of(parts: list[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
+    """What may be under way at once, and the rest."""
+    events, count = 0, 0
+    while count < len(parts) and events < _SETTLED_UNDER_WAY_MAX:
+        events += len(parts[count])
+        count += 1
+    return parts[:count], parts[count:]
 
 
 def _result(settlement: Settlement, reply: bytes) -> SettleResult:
