@@ -1,5 +1,6 @@
 """Names of Redis keys. Everything of an account that a script touches shares the hash slot of its partition."""
 
+from functools import lru_cache
 from typing import Final
 
 from libs.common import ids
@@ -101,5 +102,6 @@ def settled(account_id: str, request_id: str) -> str:
     return f"{_tag(account_id)}settled:{hour}:{request_id[-2:]}"
 
 
+@lru_cache(maxsize=4096)
 def _tag(account_id: str) -> str:
     return _TAGS[ids.partition(account_id)]

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from typing import Final
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -24,6 +25,10 @@ from services.accounting.rewinder import Rewinder
 from services.accounting.rollups import Rollups
 from services.accounting.stores import Stores, open_stores
 
+_USAGE_LANES: Final = 2
+"""Batches in hand at once: while one waits for ClickHouse or Redis, the next is read and priced. They share nothing but the
+durable consumer, just as workers do; changes of control are applied in their order, and have one."""
+
 
 async def bootstrap(config: AccountingConfig) -> None:
     """Create streams and tables where they are missing. Safe to repeat, and to run from two replicas at once."""
@@ -44,7 +49,7 @@ async def _consumers(stores: Stores, rollups: Rollups, metrics: Metrics) -> list
     usage = UsageHandler(ledger, stores.balances, stores.books, gates, rollups, metrics)
     control = ControlHandler(ControlBatch(ledger, stores.directory), gates, metrics)
     handlers: list[tuple[str, str, Handler]] = [
-        (subjects.STREAM_USAGE, "usage.>", usage),
+        *[(subjects.STREAM_USAGE, "usage.>", usage)] * _USAGE_LANES,
         (subjects.STREAM_CONTROL, "control.>", control),
     ]
     return [

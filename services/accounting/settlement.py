@@ -7,15 +7,14 @@
    settled before, so that a correction or a late delivery takes the difference only. If it fails, nothing has happened.
 3. **Append** the rows to ClickHouse. If it fails, nothing has happened: the messages are delivered again. If we die after it,
    the rows stand, unpaid, until the messages are delivered again; appended twice they are still one row each.
-4. **Settle** in Redis: one script an event takes the difference to what was settled before. If it fails in the middle, some
-   events are settled; delivered again, those are duplicates to the script. If we die after it, all are. An event whose
-   account Redis does not know keeps its own message waiting, and no other.
+4. **Settle** in Redis: a script takes the difference to what was settled before, for some events of one account at once, all of
+   them or none. If it fails in the middle, some events are settled; delivered again, those are duplicates to the script. If we
+   die after it, all are. An event whose account Redis does not know keeps its own message waiting, and no other.
 5. **Acknowledge.** If it fails, everything is done again and changes nothing.
 
 What is acknowledged is therefore in the archive and in the balance, once, or parked.
 """
 
-import asyncio
 import logging
 from collections.abc import Iterable, Sequence
 from typing import Final, Literal, Protocol
@@ -54,8 +53,8 @@ class UsageLedger(Protocol):
 class Debits(Protocol):
     """Where balances live."""
 
-    async def settle(self, settlement: Settlement) -> SettleResult:
-        """Settle one event. Raises StoreUnavailable; StoreRefused if it concerns this event alone."""
+    async def settle_all(self, settlements: Sequence[Settlement]) -> list[SettleResult | StoreRefused]:
+        """What became of each: StoreRefused concerns that event alone. Raises StoreUnavailable."""
 
     async def remember(self, settlement: Settlement) -> None:
         """Take note of what was settled, unless something is noted already. Raises StoreUnavailable."""
@@ -144,7 +143,7 @@ async def _remind(entries: Sequence[Entry], ledger: UsageLedger, debits: Debits)
 
 
 async def _settle(entries: Sequence[Entry], debits: Debits, metrics: Metrics) -> list[Unsettled]:
-    results = await asyncio.gather(*(_settle_one(entry.settlement, debits) for entry in entries))
+    results = await debits.settle_all([entry.settlement for entry in entries])
     metrics.add("relay_events_settled_total", amount=results.count("APPLIED"))
     metrics.add("relay_events_duplicate_total", amount=results.count("DUPLICATE") + results.count("DIVERGED"))
     unsettled = []
@@ -159,10 +158,3 @@ async def _settle(entries: Sequence[Entry], debits: Debits, metrics: Metrics) ->
                 name = f"{entry.event.request_id} version {entry.event.version}"
                 _log.error("%s was settled before at another cost; the archive now shows this one", name)
     return unsettled
-
-
-async def _settle_one(settlement: Settlement, debits: Debits) -> SettleResult | StoreRefused:
-    try:
-        return await debits.settle(settlement)
-    except StoreRefused as error:
-        return error

@@ -6,6 +6,7 @@ from typing import Any
 
 from libs.common import clock, money, pricebook
 from libs.common.balances import Balance, CreditResult, Settlement, SettleResult
+from libs.common.scripts import StoreRefused
 from services.accounting.rows import USAGE_COLUMNS, Row
 
 
@@ -51,6 +52,16 @@ class MemoryBalances:
         account.spent += settlement.cost_nanos - cost
         self.settled[name] = (settlement.version, settlement.cost_nanos)
         return "APPLIED"
+
+    async def settle_all(self, settlements: Sequence[Settlement]) -> list[SettleResult | StoreRefused]:
+        """One after another; who is refused, is refused alone."""
+        results: list[SettleResult | StoreRefused] = []
+        for settlement in settlements:
+            try:
+                results.append(await self.settle(settlement))
+            except StoreRefused as error:
+                results.append(error)
+        return results
 
     async def remember(self, settlement: Settlement) -> None:
         """Note what was settled, unless something is noted."""

@@ -10,17 +10,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from libs.common import ids, money, redisclient, rediskeys
+from libs.common import clock, ids, money, redisclient, rediskeys
 from libs.common.balances import Balance, Balances, Settlement
 from libs.common.directory import Directory
 from libs.common.events import Account, ApiKey, ControlChanged, Credit, Entity
 from libs.common.scripts import StoreRefused
 from libs.common.upstreams import Upstreams
 from tests.contract.fakes import MemoryBalances
+from tests.unit.accounting.samples import request_id_at
 
 MAX: Final = money.AMOUNT_NANOS_MAX
 amounts = st.sampled_from([1, 7, 10**9, -(10**9), MAX, -MAX, MAX - 1]) | st.integers(-(10**12), 10**12)
-costs = st.sampled_from([0, 0, 1, 10**15 - 1]) | st.integers(0, 10**10)
+costs = st.sampled_from([0, 0, 1, 10**15 - 1, 10**15 - 1]) | st.integers(0, 10**10)
 two = st.integers(0, 1)
 versions = st.sampled_from([1, 2, 3, 4, 10, 99, 255])
 operations = st.one_of(
@@ -157,6 +158,109 @@ async def test_versions_of_one_request_at_once_end_at_the_highest(redis: Any) ->
         await asyncio.gather(*(worker.settle(one) for worker, one in zip(workers, versions, strict=True)))
         balance = await balances.read(account_id)
         assert balance is not None and balance.spent == 3900
+
+
+class Twins:
+    """Two accounts with equal histories, until each settles the same events in a way of its own.
+
+    In partitions of their own: what is remembered goes by the ids of requests, and these are the same.
+    """
+
+    def __init__(self, redis: Any) -> None:
+        self._redis = redis
+        self._balances = Balances(redis)
+        by_partition = {ids.partition(one): one for one in (ids.new_account_id() for _ in range(20))}
+        owners = (ids.new_key_id(), ids.new_key_id(), ids.new_member_id())
+        self._names = [(one, *owners) for one in list(by_partition.values())[:2]]
+        day_ms = 24 * 3_600_000
+        self._requests = [request_id_at(clock.unix_ms() + (number % 4 - 2) * day_ms) for number in range(16)]
+
+    async def prepare(self, zone: str, leased: list[int]) -> None:
+        """Both have the same leases."""
+        for account_id, *owners in self._names:
+            await self._redis.hset(rediskeys.account(account_id), mapping={"balance": "5", "zone": zone})
+            for number in leased:
+                request = self._requests[number]
+                lease = {request: f"f {10**15 - 1 - number} 1000000 5 - key_1", f"{request}:memo": "{}"}
+                await self._redis.hset(rediskeys.leases(account_id), mapping=lease)
+                await self._redis.zadd(self._index(account_id), {f"{account_id} {request}": 10**15})
+                for owner in (account_id, *owners):
+                    await self._redis.zadd(rediskeys.slots(account_id, owner), {request: 10**15})
+
+    def events(self, number: int, drawn: list[tuple[int, int, int, int, bool]]) -> list[Settlement]:
+        """The same ones, for one of the two."""
+        account_id, *keys, member_id = self._names[number]
+        return [
+            Settlement(
+                account_id, self._requests[request], version, cost, ["", *keys][key], member_id if by_member else ""
+            )
+            for request, version, cost, key, by_member in drawn
+        ]
+
+    async def look(self, number: int) -> dict[str, Any]:
+        """All that Redis knows of one of the two; a number that is 0 may as well be missing."""
+        account_id, *owners = self._names[number]
+        hashes = [rediskeys.account(account_id), rediskeys.leases(account_id)]
+        hashes += [rediskeys.api_key(account_id, owner) for owner in owners[:2]]
+        hashes += [rediskeys.member(account_id, owners[2])]
+        found: dict[str, Any] = {}
+        for at, name in enumerate(hashes):
+            fields = await self._redis.hgetall(name)
+            found[str(at)] = {field: value for field, value in fields.items() if value != b"0"}
+        slots = [rediskeys.slots(account_id, owner) for owner in (account_id, *owners)]
+        found["slots"] = [await self._redis.zrange(name, 0, -1) for name in slots]
+        entries = await self._redis.zrange(self._index(account_id), 0, -1)
+        found["index"] = sorted(one.split()[1] for one in entries if one.startswith(account_id.encode()))
+        for request in self._requests:
+            settled = rediskeys.settled(account_id, request)
+            remembered = await self._redis.hget(settled, request)
+            found[request] = remembered, remembered is None or await self._redis.ttl(settled) > 0
+        return found
+
+    def _index(self, account_id: str) -> str:
+        return rediskeys.lease_index(ids.partition(account_id))
+
+
+settled_at_once = st.lists(
+    st.tuples(st.integers(0, 15), versions, costs, st.integers(0, 2), st.booleans()), min_size=1, max_size=70
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(settled_at_once, min_size=1, max_size=3),
+    st.lists(st.integers(0, 15), unique=True),
+    st.sampled_from(["", "0000000000+00000", "0000000000-36000"]),
+)
+def test_settled_together_is_settled_one_after_another(
+    redis_url: str, batches: list[list[tuple[int, int, int, int, bool]]], leased: list[int], zone: str
+) -> None:
+    """In balances, spent by period, holds, leases, slots, what is remembered, and in the answers."""
+
+    async def run() -> None:
+        redis = redisclient.connect(redis_url, try_seconds=redisclient.TRY_S_UNHURRIED)
+        balances, twins = Balances(redis), Twins(redis)
+        await twins.prepare(zone, leased)
+        for drawn in batches:
+            together = await balances.settle_all(twins.events(0, drawn))
+            assert together == [await balances.settle(one) for one in twins.events(1, drawn)]
+            assert await twins.look(0) == await twins.look(1)
+        await redis.aclose()
+
+    asyncio.run(run())
+
+
+@pytest.mark.anyio
+async def test_who_is_refused_among_others_is_refused_alone(redis: Any) -> None:
+    """By his own figures, or because something of his is of another kind."""
+    async with funded(redis) as (balances, account_id):
+        events = [Settlement(account_id, ids.new_request_id(), 3, 5, f"key_{number}") for number in range(3)]
+        await redis.set(rediskeys.api_key(account_id, "key_1"), "not a hash")
+        events += [Settlement(account_id, ids.new_request_id(), 1000, 5)]
+        results = await balances.settle_all(events)
+        assert results[0] == results[2] == "APPLIED"
+        assert "WRONGTYPE" in str(results[1]) and "version out of range" in str(results[3])
+        assert await balances.read(account_id) == Balance(10**9 - 10, 0, 10, 10**9)
 
 
 @pytest.mark.anyio

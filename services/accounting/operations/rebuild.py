@@ -237,7 +237,9 @@ async def _remember_base(stores: Stores, page: Sequence[Settlement], horizon: da
 
 
 async def _settle(stores: Stores, settlements: Sequence[Settlement]) -> None:
-    await asyncio.gather(*(stores.balances.settle(one) for one in settlements))
+    for result in await stores.balances.settle_all(settlements):
+        if isinstance(result, StoreRefused):
+            raise result
 
 
 async def _verified(stores: Stores, account_id: str) -> list[audit.Finding]:

@@ -203,14 +203,15 @@ class Flaky:
     ) -> dict[str, tuple[int, int]]:
         return await self._rig.ledger.settled_before(settlements, recorded_before_ms)
 
-    async def settle(self, settlement: Settlement) -> SettleResult:
-        said = self._script.pop() if self._script else "fine"
-        result: SettleResult = "MISSING"
-        if said != "before":
-            result = await self._rig.balances.settle(settlement)
-        if said != "fine":
-            raise StoreUnavailable(said)
-        return result
+    async def settle_all(self, settlements: Sequence[Settlement]) -> list[SettleResult | StoreRefused]:
+        results: list[SettleResult | StoreRefused] = []
+        for settlement in settlements:
+            said = self._script.pop() if self._script else "fine"
+            if said != "before":
+                results += await self._rig.balances.settle_all([settlement])
+            if said != "fine":
+                raise StoreUnavailable(said)
+        return results
 
     async def remember(self, settlement: Settlement) -> None:
         await self._rig.balances.remember(settlement)

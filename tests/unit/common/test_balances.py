@@ -27,15 +27,15 @@ class Answering:
 @pytest.mark.parametrize(
     ("reply", "result"),
     [
-        ([b"APPLIED", b"0"], "APPLIED"),
-        ([b"MISSING"], "MISSING"),
-        ([b"DUPLICATE", b"3:5"], "DUPLICATE"),
-        ([b"DUPLICATE", b"4:5"], "DUPLICATE"),
-        ([b"DUPLICATE", b"4:6"], "DUPLICATE"),
-        ([b"DUPLICATE", b"3:6"], "DIVERGED"),
-        ([b"DUPLICATE", b"33:6"], "DUPLICATE"),
+        (b"APPLIED", "APPLIED"),
+        (b"MISSING", "MISSING"),
+        (b"DUPLICATE 3:5", "DUPLICATE"),
+        (b"DUPLICATE 4:5", "DUPLICATE"),
+        (b"DUPLICATE 4:6", "DUPLICATE"),
+        (b"DUPLICATE 3:6", "DIVERGED"),
+        (b"DUPLICATE 33:6", "DUPLICATE"),
     ],
 )
-async def test_what_settle_answers(reply: list[bytes], result: str) -> None:
-    balances = Balances(cast("Redis", None), cast("Scripts", Answering(reply)))
+async def test_what_settle_answers(reply: bytes, result: str) -> None:
+    balances = Balances(cast("Redis", None), cast("Scripts", Answering([reply])))
     assert await balances.settle(Settlement("acct_1", "req_" + "0" * 32, 3, 5)) == result
