@@ -123,9 +123,9 @@ def unknown_amounts(usage: Usage) -> Iterator[str]:
         yield from _unknown_in(_object(entry, "cache_creation"), _CACHE_FIELDS)
 
 
-def _unknown_in(amounts: Usage, known: Collection[str]) -> Iterator[str]:
-    for name, value in amounts.items():
-        if name not in known and _holds_amount(value):
+def _unknown_in(amounts: Usage, known: frozenset[str]) -> Iterator[str]:
+    for name in amounts.keys() - known:
+        if _holds_amount(amounts[name]):
             yield name[:_NAME_CHARS_MAX]
 
 

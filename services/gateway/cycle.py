@@ -27,6 +27,8 @@ from services.gateway.outlet import EXTENSION
 
 _log: Final = logging.getLogger("relay.server")
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_FRAMING: Final = frozenset({b"connection", b"transfer-encoding"})
+"""Said by us alone."""
 _BODILESS: Final = frozenset({204, 304})
 _OWN_FAULT: Final = "The relay failed while it handled this request."
 _NO_LINGER: Final = struct.pack("ii", 1, 0)
@@ -257,16 +259,14 @@ class Cycle(RequestResponseCycle):
         if self._body_is_chunked and self.more_body:
             # What he sends next may come in one read with the end of this body, where the parser cannot stop in between.
             self.keep_alive = False
-        lines = [STATUS_LINE[status][:-2]]
-        for name, value in (*self.default_headers, *headers):
-            if name == b"content-length":
-                self._due = int(value)
-            elif name == b"connection":
-                self.keep_alive = self.keep_alive and b"close" not in value.lower()
-                continue
-            elif name == b"transfer-encoding":
-                continue
-            lines.append(name + b": " + value)
+        by_name = dict(headers)
+        if (length := by_name.get(b"content-length")) is not None:
+            self._due = int(length)
+        if (wish := by_name.get(b"connection")) is not None:
+            self.keep_alive = self.keep_alive and b"close" not in wish.lower()
+        if wish is not None or b"transfer-encoding" in by_name:
+            headers = [pair for pair in headers if pair[0] not in _FRAMING]
+        lines = [STATUS_LINE[status][:-2], *[name + b": " + value for name, value in (*self.default_headers, *headers)]]
         self.chunked_encoding = False
         if self._due is None and self._has_body:
             if self.scope["http_version"] == "1.1":
