@@ -106,8 +106,10 @@ class Cycle(RequestResponseCycle):
         self._due: int | None = None
         """Bytes of the answer still due; None where its length is not declared."""
         self._unsent = b""
-        """The head, until something follows it or the loop has turned; what is held for the end."""
+        """The head, until something follows it; what is held for the end."""
         self._holding = False
+        self._in_chunks = False
+        """The caller is there, and the next piece is a chunk like the one before: the road of nearly all of them."""
         self._on_left: Callable[[], None] | None = None
         edge.scope["extensions"] = {EXTENSION: self}  # type: ignore[dict-item]
 
@@ -193,6 +195,7 @@ class Cycle(RequestResponseCycle):
             self._send_body(message.get("body", b""), more=message.get("more_body", False))
         elif message["type"] == "http.response.start" and not self.response_started:
             self._send_head(message["status"], message.get("headers", ()))
+            self._edge.loop.call_soon(self.flush)
         else:
             raise RuntimeError(f"{message['type']} is out of order")
 
@@ -214,22 +217,29 @@ class Cycle(RequestResponseCycle):
         if not self.disconnected:
             self._send_head(status, headers)
 
-    def write(self, chunk: bytes) -> None:
+    def write(self, chunk: bytes) -> bool:
         """See Outlet."""
+        if self._in_chunks:
+            self.transport.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+            return self.flow.write_paused
         if self.disconnected:
-            return
+            return False
         if self.response_complete or not self.response_started:
             raise RuntimeError("a piece of the answer is out of order")
         self._send_body(chunk, more=True)
+        self._in_chunks = bool(self.chunked_encoding) and not self._holding
+        return self.flow.write_paused
 
     def hold(self) -> None:
         """See Outlet."""
         self._holding = True
+        self._in_chunks = False
 
     def end(self) -> None:
         """See Outlet."""
         if self.disconnected:
             return
+        self._in_chunks = False
         if self.response_complete or not self.response_started:
             raise RuntimeError("the end of the answer is out of order")
         self._send_body(b"", more=False)
@@ -246,6 +256,7 @@ class Cycle(RequestResponseCycle):
 
     def tell_left(self) -> None:
         """Called by the connection when it is over: the caller is gone, if his answer was not whole."""
+        self._in_chunks = False
         left, self._on_left = self._on_left, None
         if left is not None and self.disconnected:
             left()
@@ -284,7 +295,6 @@ class Cycle(RequestResponseCycle):
         self.response_started = True
         self._release_body()
         self._unsent = head
-        self._edge.loop.call_soon(self.flush)
 
     def _put(self, data: bytes, *, more: bool) -> None:
         """Write what begins with all that was unsent."""
@@ -296,7 +306,7 @@ class Cycle(RequestResponseCycle):
             self.transport.write(data)
 
     def flush(self) -> None:
-        """Send the head if nothing has followed it yet, or what was held for an end that does not come."""
+        """See Outlet. Also for what was held for an end that does not come."""
         if self._unsent and not self.disconnected:
             unsent, self._unsent = self._unsent, b""
             self.transport.write(unsent)

@@ -206,12 +206,12 @@ class Exchange:
         Whether the caller's end is full.
         """
         screen = self._screen
-        if passed := chunk if screen is None else screen.feed(chunk):
-            self._pass(passed)
+        passed = chunk if screen is None else screen.feed(chunk)
+        is_full = self._pass(passed) if passed else False
         self._meter.feed(chunk)
         if not self._input_known and screen is not None and self._reading.usage_start is not None:
             self._note_start(self._reading.usage_start)
-        return self._outlet.is_full
+        return is_full
 
     def _metered(self, meter: StreamMeter | JsonMeter, response: Response) -> Meter:
         coding = value(response.headers, b"content-encoding").lower()
@@ -232,12 +232,11 @@ class Exchange:
             headers = [pair for pair in headers if pair[0] != b"content-length"]
         self._outlet.begin(response.status, headers)
 
-    def _pass(self, chunk: bytes) -> None:
+    def _pass(self, chunk: bytes) -> bool:
         if not self._first_byte_us:
             self._first_byte_us = self._elapsed_us()
         self._bytes_out += len(chunk)
-        if not self._caller_left:
-            self._outlet.write(chunk)
+        return not self._caller_left and self._outlet.write(chunk)
 
     async def _end(self) -> None:
         await self._drained()

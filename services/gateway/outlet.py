@@ -31,8 +31,11 @@ class Outlet(Protocol):
     def begin(self, status: int, headers: Headers) -> None:
         """Status and headers; names in lower case."""
 
-    def write(self, chunk: bytes) -> None:
-        """A piece of the body, not empty."""
+    def write(self, chunk: bytes) -> bool:
+        """A piece of the body, not empty. Whether the outlet is full now."""
+
+    def flush(self) -> None:
+        """Nothing follows at once: what was written leaves now. Until then a head may wait for what comes after it."""
 
     def hold(self) -> None:
         """The end follows at once: what is written until then may leave with it."""
@@ -70,9 +73,13 @@ class AsgiOutlet:
         """See Outlet."""
         self._waiting.append({"type": "http.response.start", "status": status, "headers": headers})
 
-    def write(self, chunk: bytes) -> None:
+    def write(self, chunk: bytes) -> bool:
         """See Outlet."""
         self._waiting.append({"type": "http.response.body", "body": chunk, "more_body": True})
+        return True
+
+    def flush(self) -> None:
+        """See Outlet."""
 
     def hold(self) -> None:
         """See Outlet."""

@@ -24,6 +24,10 @@ class FrameSplitter:
         self._cr_seen = False
         self.skipped = 0
 
+    def is_frame(self, chunk: bytes) -> bool:
+        """Whether the next chunk is one whole frame, as the API nearly always sends them: `feed` would return just that."""
+        return not (self._kept or self._cr_seen or b"\r" in chunk) and chunk.find(b"\n\n") == len(chunk) - 2 > 0
+
     def feed(self, chunk: bytes) -> list[bytes]:
         """Frames that this chunk completes, in order; their lines end in LF."""
         if self._cr_seen or b"\r" in chunk:

@@ -70,6 +70,7 @@ class _Foreign:
 
     async def pour(self, take: Callable[[bytes], bool], outlet: Outlet) -> None:
         """See Response."""
+        outlet.flush()
         async for chunk in self._stream:
             if take(chunk):
                 await outlet.drained()

@@ -104,6 +104,7 @@ class Answer(httpx2.AsyncByteStream):
             elif self.error is not None:
                 raise self.error
             else:
+                outlet.flush()
                 self._take = take
                 try:
                     await self._wait()
@@ -142,10 +143,16 @@ class Answer(httpx2.AsyncByteStream):
             pieces, self._pieces = self._pieces, []
             self._barren_bytes = 0
             chunk = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-            if self._take is not None and not self.done and self.error is None:
-                self._hand_over(chunk, self._take)
-                return
-            self._keep(chunk)
+            if self._take is None or self.done or self.error is not None:
+                self._keep(chunk)
+            else:
+                try:
+                    if not self._take(chunk):
+                        return
+                    self._taker_is_full = True
+                except Exception as error:  # noqa: BLE001 - raised in the task that reads
+                    self._taker_failed = error
+                self._take = None
         else:  # head, trailers, chunk extensions
             self._barren_bytes += len(data)
             if self._barren_bytes > self._connection.head_bytes_max and not self.done:
@@ -234,17 +241,6 @@ class Answer(httpx2.AsyncByteStream):
             self.done = True
 
     # ----------------------------------------------------------------------------------------------------------------
-
-    def _hand_over(self, chunk: bytes, take: Callable[[bytes], bool]) -> None:
-        try:
-            self._taker_is_full = take(chunk)
-        except Exception as error:  # noqa: BLE001 - raised in the task that reads
-            self._taker_failed = error
-        else:
-            if not self._taker_is_full:
-                return
-        self._take = None
-        self._wake()
 
     def _kept(self) -> bytes:
         """What has come and nobody has taken, as one chunk."""

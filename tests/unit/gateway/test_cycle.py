@@ -141,12 +141,13 @@ async def test_a_head_leaves_with_what_follows_it_in_the_same_turn() -> None:
     assert transport.written == [b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"]
 
 
-async def test_a_head_alone_leaves_when_the_loop_has_turned() -> None:
+async def test_a_head_that_nothing_follows_leaves_when_it_is_told_to() -> None:
     seen: list[list[bytes]] = []
 
     async def play(outlet: Outlet) -> None:
         outlet.begin(200, [])
-        await asyncio.sleep(0)
+        outlet.flush()
+        outlet.flush()
         seen.append(list(transport.written))
         outlet.write(b"a")
         seen.append(list(transport.written))
@@ -183,6 +184,7 @@ async def test_who_watches_hears_once_that_the_caller_has_left() -> None:
     async def play(outlet: Outlet) -> None:
         outlet.watch(lambda: told.append("left"))
         outlet.begin(200, [])
+        outlet.flush()
         await gone.wait()
         outlet.write(b"into the void")
         outlet.end()

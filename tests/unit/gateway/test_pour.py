@@ -39,6 +39,7 @@ class Taker(AsgiOutlet):
         self.room = asyncio.Event()
         self.waits = 0
         self.held_at: int | None = None
+        self.flushed = 0
 
     def take(self, chunk: bytes) -> bool:
         if self.fails:
@@ -49,6 +50,9 @@ class Taker(AsgiOutlet):
     async def drained(self) -> None:
         self.waits += 1
         await self.room.wait()
+
+    def flush(self) -> None:
+        self.flushed += 1
 
     def hold(self) -> None:
         assert self.held_at is None
@@ -75,7 +79,7 @@ async def pouring(answer: Answer, taker: Taker) -> "asyncio.Task[None]":
 async def test_a_chunk_is_handed_over_in_the_read_that_brought_it(rig: Rig, taker: Taker) -> None:
     task = await pouring(rig.begin(), taker)
     rig.feed(HEAD)
-    assert taker.taken == []
+    assert (taker.taken, taker.flushed) == ([], 1)
     rig.feed(b"he")
     assert taker.taken == [b"he"]
     rig.feed(b"l")
