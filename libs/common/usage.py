@@ -4,7 +4,7 @@ A usage is the API's own JSON object, kept as it came (`dict[str, Any]`): what w
 """
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import Any, Final, Literal, cast
 
 import msgspec
@@ -110,23 +110,22 @@ def text(parent: Usage, name: str) -> str | None:
     return value
 
 
-def unknown_amounts(usage: Usage) -> Iterator[str]:
+def unknown_amounts(usage: Usage) -> list[str]:
     """Names of non-zero amounts that no rule of ours covers, wherever in the usage they stand. Raises UsageUnreadable."""
-    yield from _unknown_in(usage, _KNOWN)
-    yield from _unknown_in(_object(usage, "server_tool_use"), _SERVER_TOOLS)
-    yield from _unknown_in(_object(usage, "cache_creation"), _CACHE_FIELDS)
+    found = _unknown_in(usage, _KNOWN)
+    found += _unknown_in(_object(usage, "server_tool_use"), _SERVER_TOOLS)
+    found += _unknown_in(_object(usage, "cache_creation"), _CACHE_FIELDS)
     for entry in _entries(usage):
         kind = text(entry, "type")
         if kind not in _CALL_KINDS:
-            yield f"iterations[{str(kind)[:_NAME_CHARS_MAX]}]"
-        yield from _unknown_in(entry, _KNOWN_OF_CALL)
-        yield from _unknown_in(_object(entry, "cache_creation"), _CACHE_FIELDS)
+            found.append(f"iterations[{str(kind)[:_NAME_CHARS_MAX]}]")
+        found += _unknown_in(entry, _KNOWN_OF_CALL)
+        found += _unknown_in(_object(entry, "cache_creation"), _CACHE_FIELDS)
+    return found
 
 
-def _unknown_in(amounts: Usage, known: frozenset[str]) -> Iterator[str]:
-    for name in amounts.keys() - known:
-        if _holds_amount(amounts[name]):
-            yield name[:_NAME_CHARS_MAX]
+def _unknown_in(amounts: Usage, known: frozenset[str]) -> list[str]:
+    return [name[:_NAME_CHARS_MAX] for name in amounts.keys() - known if _holds_amount(amounts[name])]
 
 
 def _holds_amount(value: Any) -> bool:

@@ -94,28 +94,32 @@ class Exchange:
         self._caller_left = False
         self._draining = False
         self._input_known = False
-        self._deadline = asyncio.timeout(None)
+        self._deadline: asyncio.TimerHandle | None = None
+        """For who has left. No `asyncio.timeout`: entering one would cost every request for the few."""
+        self._time_is_up = False
+        self._task: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """Relay the request and record what it used."""
+        self._task = asyncio.current_task()
         try:
-            async with self._deadline:
-                self._outlet.watch(self._on_caller_left)
-                await self._relay()
+            self._outlet.watch(self._on_caller_left)
+            await self._relay()
         except asyncio.CancelledError:
-            self._ending = Ending.SHUT_DOWN
-            raise
+            if not self._was_time_alone():
+                self._ending = Ending.SHUT_DOWN
+                raise
+            # what never went out, because there was no connection yet, is nobody's work
+            self._ending = Ending.ABANDONED if self._attempts.sent else Ending.BROKE
         except RelayError as error:
             await self._fail(error)
-        except Exception as error:  # noqa: BLE001 - whatever it was, the request ends in one event
-            if isinstance(error, TimeoutError) and self._deadline.expired():
-                # what never went out, because there was no connection yet, is nobody's work
-                self._ending = Ending.ABANDONED if self._attempts.sent else Ending.BROKE
-            else:
-                _log.exception("exchange %s failed", self._request_id)
-                await self._fail(InternalError(_OWN_FAULT))
+        except Exception:  # noqa: BLE001 - whatever it was, the request ends in one event
+            _log.exception("exchange %s failed", self._request_id)
+            await self._fail(InternalError(_OWN_FAULT))
         finally:
             self._outlet.unwatch()
+            if self._deadline is not None:
+                self._deadline.cancel()
             self._services.drains.count -= self._draining
             self._attempts.release()
             self._record()
@@ -125,15 +129,24 @@ class Exchange:
             return
         self._caller_left = True
         self._attempts.stop()
-        drains = self._services.drains
-        now = asyncio.get_running_loop().time()
+        drains, loop = self._services.drains, asyncio.get_running_loop()
         if self._granted.on_disconnect == "cancel" or drains.count >= drains.count_max:
-            self._deadline.reschedule(now)
+            self._deadline = loop.call_later(0, self._expire)
             return
         self._draining = True
         drains.count += 1
         self._services.keeper.drain(self._granted.lease)
-        self._deadline.reschedule(now + drains.seconds)
+        self._deadline = loop.call_later(drains.seconds, self._expire)
+
+    def _expire(self) -> None:
+        assert self._task is not None
+        self._time_is_up = True
+        self._task.cancel()
+
+    def _was_time_alone(self) -> bool:
+        """Whether a cancellation was ours, and nobody else's who came at the same time."""
+        assert self._task is not None
+        return self._time_is_up and self._task.uncancel() == 0
 
     async def _relay(self) -> None:
         sent = await self._attempts.send(self._call)

@@ -221,6 +221,17 @@ async def test_shutdown_past_the_deadline_is_partial() -> None:
     assert body.closed
 
 
+async def test_a_shutdown_in_the_turn_in_which_the_time_of_who_left_is_up_is_a_shutdown() -> None:
+    bench = Bench(answer(headers=SSE, body=Script(START, TEXT, asyncio.Event())))
+    running = bench.start()
+    await bench.caller.until(bodies=2)
+    bench.exchange._expire()  # as its timer does
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert (await bench.recorded()).outcome == "partial"
+
+
 async def test_a_fault_of_our_own_is_answered_and_recorded() -> None:
     async def upstream(_: httpx2.Request) -> httpx2.Response:
         raise TimeoutError("not the deadline of the exchange")
