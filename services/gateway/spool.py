@@ -1,8 +1,8 @@
 """The spool: what is under way is noted in local files first, and kept there until the log has acknowledged it.
 
-OPEN after admission, USAGE at `message_start`, CLOSE with the event at the end, DONE when JetStream has it. Records go to the
-kernel in the turn of the loop they were made in (a killed process loses none of them) and to the disk a few milliseconds later,
-many at once, by a thread (a power cut loses those milliseconds). Nobody waits for either.
+OPEN after admission, USAGE at `message_start`, CLOSE with the event at the end, DONE when JetStream has it. CLOSE goes to the kernel
+at once, the others in the turn of the loop they were made in (a killed process loses none of them); to the disk they go a few
+milliseconds later, many at once, by a thread (a power cut loses those milliseconds). Nobody waits for either.
 
 Segments have a fixed size and are reserved one ahead, so that a full disk is known while there is still room for what was
 admitted: then, and when 95 % of the spool are used, no more requests are admitted. Nothing is ever dropped.
@@ -150,6 +150,8 @@ class Spool:
         """A request has ended in this event."""
         record = records.encode(records.CLOSE, request_id, bytes([partition]) + event)
         self._append(record)
+        if not self._failing:  # its caller has his answer: not even the rest of this turn may come between
+            self._write()
         if (running := self._running.pop(request_id, None)) is not None:
             running[0].running -= 1
         segment = self._current
@@ -210,14 +212,8 @@ class Spool:
     def _flush(self) -> None:
         """Give the kernel what it has not yet. A full disk is tried again; what was written in part goes on where it stopped."""
         self._flush_at = None
+        self._write()
         segment = self._current
-        try:
-            while self._unwritten:
-                offset = segment.size - len(self._unwritten)
-                written = os.pwrite(segment.descriptor, self._unwritten, offset)
-                del self._unwritten[:written]
-        except OSError as error:
-            self._fails(error)
         self._syncer.want(segment.number, segment.descriptor, segment.size - len(self._unwritten))
         if self._reserved is None:
             self._reserve()
@@ -226,6 +222,16 @@ class Spool:
         elif self._failing:
             self._failing = False
             _log.warning("the spool can be written again; requests are admitted")
+
+    def _write(self) -> None:
+        segment = self._current
+        try:
+            while self._unwritten:
+                offset = segment.size - len(self._unwritten)
+                written = os.pwrite(segment.descriptor, self._unwritten, offset)
+                del self._unwritten[:written]
+        except OSError as error:
+            self._fails(error)
 
     def _fails(self, error: OSError) -> None:
         self._metrics.add("relay_spool_failures_total")
