@@ -1,8 +1,8 @@
 """The spool: what is under way is noted in local files first, and kept there until the log has acknowledged it.
 
-OPEN after admission, USAGE at `message_start`, CLOSE with the event at the end, DONE when JetStream has it. CLOSE goes to the kernel
-at once, the others in the turn of the loop they were made in (a killed process loses none of them); to the disk they go a few
-milliseconds later, many at once, by a thread (a power cut loses those milliseconds). Nobody waits for either.
+OPEN after admission, USAGE at `message_start`, CLOSE with the event at the end, DONE when JetStream has it. CLOSE goes to the
+kernel at once, the others in the turn of the loop they were made in (a killed process loses none of them); to the disk they go
+a few milliseconds later, many at once, by a thread (a power cut loses those milliseconds). Nobody waits for either.
 
 Segments have a fixed size and are reserved one ahead, so that a full disk is known while there is still room for what was
 admitted: then, and when 95 % of the spool are used, no more requests are admitted. Nothing is ever dropped.
