@@ -48,7 +48,7 @@ class Check:
 
 CHECKS: Final = (
     Check("json", connections=32, caddy_requests=6_000, relay_requests=2_000),
-    Check("sse", connections=250, caddy_requests=250, relay_requests=250),
+    Check("sse", connections=250, caddy_requests=500, relay_requests=500),
 )
 
 
