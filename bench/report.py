@@ -26,10 +26,12 @@ _READ: Final = """How to read it
 - All proxies share one core; load, upstream and stores have the others. Who is not measured is idle. Accounting and ClickHouse
   have what is left over, as if they were on a machine of their own.
 - nginx and Caddy forward every byte at once over kept connections and do nothing else (`bench/proxies.py`). The gateway has
-  everything on: authentication, admission with every kind of limit, metering, spool, events, logs, metrics. A run of it ends when
-  its last request is settled, so what it does after an answer is in its figures.
+  everything on: authentication, admission, metering, spool, events, logs, metrics. Its one account has the limits that every
+  account has by default (requests, tokens, slots), set too high to be reached, and no budget: what those cost Redis says
+  [ADMISSION.md](ADMISSION.md). A run of it ends when its last request is settled, so what it does after an answer is counted.
 - A closed loop keeps every connection busy. Where a proxy's share of its core is well below 100 %, the load, the upstream or
-  (for paced streams) the upstream's 20 ms set the rate, and its own limit is higher.
+  (for paced streams) the upstream's 20 ms set the rate, and its own limit is higher. Paced streams are all begun in one moment,
+  so that events of several of them may meet in one turn of a loop, for every proxy alike.
 - An open loop sends at random moments that were drawn before, and counts from the moment drawn: what waits because others are
   slow is not left out. A run in which the generator itself is late (p50 above {late_p50} ms, p99 above {late_p99} ms) is
   repeated, and the bench ends if it stays so. Each event carries the time it was sent: a gap is how much farther apart two
@@ -60,6 +62,9 @@ Written by `{command}` (`bench/compare.py`) on {clock.utc_now():%Y-%m-%d} in {re
 {hot_path if HOT_PATH.exists() else ""}## Targets
 
 {_lines(target_table(results))}
+
+Accounting's targets are judged in [ACCOUNTING.md](ACCOUNTING.md), admission's in [ADMISSION.md](ADMISSION.md), 100 million rows in
+[ANALYTICS.md](ANALYTICS.md); replicas, keys, accounts and connections in [SCALING.md](SCALING.md).
 
 {_lines(tables(results))}
 
