@@ -298,12 +298,12 @@ def text(found: list[Found], *, load_before: float) -> str:
         "",
         *_verdicts({one.name: one for one in found}),
         "",
-        f"*backlog*: all of it is there when the worker begins. *offered*: {OFFERED_PER_S:,} a second for {OFFERED_S} s, and then",
-        "until none is left; lag is the age of the oldest message that is not acknowledged. NATS, Redis, engine and publisher share",
-        "the cores with it.",
+        f"*backlog*: all of it is there when the worker begins. *offered*: {OFFERED_PER_S:,} a second for {OFFERED_S} s, and",
+        "then until none is left; lag is the age of the oldest message that is not acknowledged. NATS, Redis, engine and",
+        "publisher share the cores with it.",
         "",
-        f"Machine: {os.cpu_count()} cores, {platform.machine()}, {platform.system()}; load average before the start "
-        f"{load_before:.2f}. Python {platform.python_version()}.",
+        f"Machine: {os.cpu_count()} cores, {platform.machine()}, {platform.system()}; Python {platform.python_version()};",
+        f"load average before the start {load_before:.2f}.",
         "",
     ]
     return "\n".join(lines)

@@ -63,8 +63,8 @@ Written by `{command}` (`bench/compare.py`) on {clock.utc_now():%Y-%m-%d} in {re
 
 {_lines(target_table(results))}
 
-Accounting's targets are judged in [ACCOUNTING.md](ACCOUNTING.md), admission's in [ADMISSION.md](ADMISSION.md), 100 million rows in
-[ANALYTICS.md](ANALYTICS.md); replicas, keys, accounts and connections in [SCALING.md](SCALING.md).
+Accounting's targets are judged in [ACCOUNTING.md](ACCOUNTING.md), admission's in [ADMISSION.md](ADMISSION.md), 100 million rows
+in [ANALYTICS.md](ANALYTICS.md); replicas, keys, accounts and connections in [SCALING.md](SCALING.md).
 
 {_lines(tables(results))}
 
