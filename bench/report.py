@@ -24,7 +24,7 @@ _READ: Final = """How to read it
   (smallest–largest). In a round each proxy is measured once, one after another, and a ratio is the median of the rounds' ratios.
   Figures of two machines, or of two runs, do not compare; ratios do.
 - All proxies share one core; load, upstream and stores have the others. Who is not measured is idle. Accounting and ClickHouse
-  have what is left over, as if they were on a machine of their own.
+  have what is left over, as if they were on a machine of their own. Redis and NATS are one node each: replicas would cost more.
 - nginx and Caddy forward every byte at once over kept connections and do nothing else (`bench/proxies.py`). The gateway has
   everything on: authentication, admission, metering, spool, events, logs, metrics. Its one account has the limits that every
   account has by default (requests, tokens, slots), set too high to be reached, and no budget: what those cost Redis says

@@ -159,7 +159,7 @@ class StreamMeter:
 
     def end(self) -> None:
         """The body has ended, cleanly or not. Its last event counts although the empty line behind it may be missing;
-        an error does not, since without that line no client reads it: the stream must not pass for one that has said why it ends."""
+        an error does not: without that line no client reads it, and the stream must not pass for one that said why it ends."""
         error_type = self.reading.error_type
         frame = self._frames.unfinished
         with contextlib.suppress(*_UNREADABLE):
