@@ -17,7 +17,7 @@ from libs.localstack.stores import redis_server
 RESULTS: Final = Path(__file__).parent / "RESULTS.md"
 CHART: Final = RESULTS.with_name("results.svg")
 HOT_PATH: Final = RESULTS.with_name("HOT_PATH.md")
-"""Where the time goes and what was tried: written by hand, so not here."""
+"""Where the time goes and what was tried: written by hand."""
 _PACKAGES: Final = ("uvicorn", "uvloop", "httptools", "httpx2", "redis", "nats-py", "msgspec")
 _READ: Final = """How to read it
 - CPU is user + system time of all processes of a proxy over a run, divided by its requests: the median of the rounds
@@ -45,7 +45,6 @@ _READ: Final = """How to read it
 def text(results: Results) -> str:
     """The whole document."""
     command = f"{'PEERS=1 ' if results.peers else ''}make bench"
-    hot_path = f"Where the time goes, and what was tried: [{HOT_PATH.name}]({HOT_PATH.name}).\n\n"
     reading = _READ.format(
         late_p50=measures.LATE_P50_MS_MAX,
         late_p99=measures.LATE_P99_MS_MAX,
@@ -59,7 +58,9 @@ Written by `{command}` (`bench/compare.py`) on {clock.utc_now():%Y-%m-%d} in {re
 
 ![CPU per request]({CHART.name})
 
-{hot_path if HOT_PATH.exists() else ""}## Targets
+Where the time goes, and what was tried: [{HOT_PATH.name}]({HOT_PATH.name}).
+
+## Targets
 
 {_lines(target_table(results))}
 
@@ -105,12 +106,14 @@ def _cpu(measured: Sequence[Measured]) -> list[str]:
         costs = [_spread(one.spread(name)) if name in one.runs else "–" for name in names]
         ratios = [_spread(one.ratio(RELAY, to), digits=2) for to in ("caddy", "nginx")]
         lines.append(_row(one.workload.title, *costs, *ratios))
-    failures = [
-        f"\n{NAMES[name]}, {one.workload.title}: not measured. It said: `{' '.join(why.split())[:200]}`"
-        for one in measured
-        for name, why in one.failed.items()
+    return lines + [line for one in measured for line in _failures(one.workload.title, one.failed)]
+
+
+def _failures(title: str, failed: dict[str, str]) -> list[str]:
+    return [
+        f"\n{NAMES[name]}, {title}: not measured. It said: `{' '.join(why.split())[:200]}`"
+        for name, why in failed.items()
     ]
-    return lines + failures
 
 
 def _events(measured: Sequence[Measured]) -> list[str]:
@@ -178,7 +181,8 @@ def _rest(results: Results) -> list[str]:
     lines = []
     if results.stream_bytes:
         lines += ["## Memory per open stream, KB", "", *_head(*(NAMES[name] for name in results.stream_bytes))]
-        lines += [_row(*(f"{found / 1000:.1f}" for found in results.stream_bytes.values())), ""]
+        lines += [_row(*(f"{found / 1000:.1f}" for found in results.stream_bytes.values()))]
+        lines += [*_failures("open streams", results.streams_failed), ""]
     if results.ready_s:
         ready = _spread(Spread.of(results.ready_s), digits=2)
         lines.append(f"A gateway is ready (first 200 of `/readyz`, on stores that run) {ready} s after it is started.")

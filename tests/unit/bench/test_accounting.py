@@ -9,7 +9,7 @@ from bench import accounting
 from bench.accounting import Found
 from bench.scaling import inputs
 
-CPU_US = {name: 54.0 for name in ("accounting", "redis", "clickhouse", "nats", "bench")}
+CPU_US = dict.fromkeys(("accounting", "redis", "clickhouse", "nats", "bench"), 54.0)
 
 
 def document(*, seconds: float, lag_s: float) -> str:
