@@ -132,7 +132,7 @@ def _measure(stage: Stage, results: Results, parts: list[str]) -> None:
 def _measure_memory(stage: Stage, results: Results) -> None:
     _say("memory of open streams")
     for proxy in stage.plain:
-        with _forgiving(proxy, {}):
+        with _forgiving(proxy, results.streams_failed):
             for kind, requests in _WARMING:
                 stage.rig.load(proxy, kind, requests=requests, connections=16)
             found = measures.bytes_per_stream(stage.rig, proxy)

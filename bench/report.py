@@ -17,19 +17,21 @@ from libs.localstack.stores import redis_server
 RESULTS: Final = Path(__file__).parent / "RESULTS.md"
 CHART: Final = RESULTS.with_name("results.svg")
 HOT_PATH: Final = RESULTS.with_name("HOT_PATH.md")
-"""Where the time goes and what was tried: written by hand, so not here."""
+"""Where the time goes and what was tried: written by hand."""
 _PACKAGES: Final = ("uvicorn", "uvloop", "httptools", "httpx2", "redis", "nats-py", "msgspec")
 _READ: Final = """How to read it
 - CPU is user + system time of all processes of a proxy over a run, divided by its requests: the median of the rounds
   (smallest–largest). In a round each proxy is measured once, one after another, and a ratio is the median of the rounds' ratios.
   Figures of two machines, or of two runs, do not compare; ratios do.
 - All proxies share one core; load, upstream and stores have the others. Who is not measured is idle. Accounting and ClickHouse
-  have what is left over, as if they were on a machine of their own.
+  have what is left over, as if they were on a machine of their own. Redis and NATS are one node each: replicas would cost more.
 - nginx and Caddy forward every byte at once over kept connections and do nothing else (`bench/proxies.py`). The gateway has
-  everything on: authentication, admission with every kind of limit, metering, spool, events, logs, metrics. A run of it ends when
-  its last request is settled, so what it does after an answer is in its figures.
+  everything on: authentication, admission, metering, spool, events, logs, metrics. Its one account has the limits that every
+  account has by default (requests, tokens, slots), set too high to be reached, and no budget: what those cost Redis says
+  [ADMISSION.md](ADMISSION.md). A run of it ends when its last request is settled, so what it does after an answer is counted.
 - A closed loop keeps every connection busy. Where a proxy's share of its core is well below 100 %, the load, the upstream or
-  (for paced streams) the upstream's 20 ms set the rate, and its own limit is higher.
+  (for paced streams) the upstream's 20 ms set the rate, and its own limit is higher. Paced streams are all begun in one moment,
+  so that events of several of them may meet in one turn of a loop, for every proxy alike.
 - An open loop sends at random moments that were drawn before, and counts from the moment drawn: what waits because others are
   slow is not left out. A run in which the generator itself is late (p50 above {late_p50} ms, p99 above {late_p99} ms) is
   repeated, and the bench ends if it stays so. Each event carries the time it was sent: a gap is how much farther apart two
@@ -43,7 +45,6 @@ _READ: Final = """How to read it
 def text(results: Results) -> str:
     """The whole document."""
     command = f"{'PEERS=1 ' if results.peers else ''}make bench"
-    hot_path = f"Where the time goes, and what was tried: [{HOT_PATH.name}]({HOT_PATH.name}).\n\n"
     reading = _READ.format(
         late_p50=measures.LATE_P50_MS_MAX,
         late_p99=measures.LATE_P99_MS_MAX,
@@ -57,9 +58,14 @@ Written by `{command}` (`bench/compare.py`) on {clock.utc_now():%Y-%m-%d} in {re
 
 ![CPU per request]({CHART.name})
 
-{hot_path if HOT_PATH.exists() else ""}## Targets
+Where the time goes, and what was tried: [{HOT_PATH.name}]({HOT_PATH.name}).
+
+## Targets
 
 {_lines(target_table(results))}
+
+Accounting's targets are judged in [ACCOUNTING.md](ACCOUNTING.md), admission's in [ADMISSION.md](ADMISSION.md), 100 million rows
+in [ANALYTICS.md](ANALYTICS.md); replicas, keys, accounts and connections in [SCALING.md](SCALING.md).
 
 {_lines(tables(results))}
 
@@ -100,12 +106,14 @@ def _cpu(measured: Sequence[Measured]) -> list[str]:
         costs = [_spread(one.spread(name)) if name in one.runs else "–" for name in names]
         ratios = [_spread(one.ratio(RELAY, to), digits=2) for to in ("caddy", "nginx")]
         lines.append(_row(one.workload.title, *costs, *ratios))
-    failures = [
-        f"\n{NAMES[name]}, {one.workload.title}: not measured. It said: `{' '.join(why.split())[:200]}`"
-        for one in measured
-        for name, why in one.failed.items()
+    return lines + [line for one in measured for line in _failures(one.workload.title, one.failed)]
+
+
+def _failures(title: str, failed: dict[str, str]) -> list[str]:
+    return [
+        f"\n{NAMES[name]}, {title}: not measured. It said: `{' '.join(why.split())[:200]}`"
+        for name, why in failed.items()
     ]
-    return lines + failures
 
 
 def _events(measured: Sequence[Measured]) -> list[str]:
@@ -173,7 +181,8 @@ def _rest(results: Results) -> list[str]:
     lines = []
     if results.stream_bytes:
         lines += ["## Memory per open stream, KB", "", *_head(*(NAMES[name] for name in results.stream_bytes))]
-        lines += [_row(*(f"{found / 1000:.1f}" for found in results.stream_bytes.values())), ""]
+        lines += [_row(*(f"{found / 1000:.1f}" for found in results.stream_bytes.values()))]
+        lines += [*_failures("open streams", results.streams_failed), ""]
     if results.ready_s:
         ready = _spread(Spread.of(results.ready_s), digits=2)
         lines.append(f"A gateway is ready (first 200 of `/readyz`, on stores that run) {ready} s after it is started.")

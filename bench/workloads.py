@@ -121,6 +121,8 @@ class Results:
     measured: list[Measured] = field(default_factory=list)
     timed: list[Timed] = field(default_factory=list)
     stream_bytes: dict[str, float] = field(default_factory=dict)
+    streams_failed: dict[str, str] = field(default_factory=dict)
+    """Peers that could not hold so many, and what they said."""
     ready_s: list[float] = field(default_factory=list)
     relay_requests: int = 0
     seconds: float = 0

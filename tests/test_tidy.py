@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 NOT_OURS = {".venv", ".relay", "__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis", "build"}
+PACKED = {".whl", ".zip", ".gz", ".tgz", ".tar"}
 MODULE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 50
 SPACE_BETWEEN = re.compile(r"\s+")
@@ -105,6 +106,11 @@ def test_scripts_have_a_header(path: Path) -> None:
 def test_no_environment_is_tracked() -> None:
     """A link named .venv that is committed replaces the environment of whoever merges it."""
     assert not [name_of(path) for path in tracked() if path.relative_to(ROOT).parts[0] in NOT_OURS]
+
+
+def test_no_package_is_tracked() -> None:
+    """A download that somebody's tools have left is committed with the next `git add --all`."""
+    assert not [name_of(path) for path in tracked() if path.suffix in PACKED]
 
 
 def test_nothing_names_this_machine_or_an_index() -> None:

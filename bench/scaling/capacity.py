@@ -90,9 +90,10 @@ def _reading(plans: Sequence[Values]) -> str:
   thousand an hour it is `remembered_among_bytes` for each, less than half). All events go through the
   leader of one stream, {large["nats_used"]} times what the node here could sync if no two of them travel together, and
   {large["stream_gb"]} GB of them are kept: several streams, or fewer days, are not built and must be before anybody goes there.
-- **RELAY_STREAM_BYTES_MAX** must be raised at every size. A stream that has reached it takes nothing more: spools fill, and then
-  gateways answer 529. The default is full after {small["full_days"]} days at {few} a minute, after {middle["full_days"]} at
-  {some}.
+- **RELAY_STREAM_BYTES_MAX** must be raised with the traffic. A stream that has reached it takes nothing more: spools fill, and
+  then gateways answer 529. With `mean` of the busiest minute's rate, the default of 2 GiB is full after
+  {small["full_days"]} days at {few} a minute, after {middle["full_days"]} at {some}. What is older than `stream_days` is
+  deleted: a stream that would take longer to fill never does, but has no room for more.
 - **RELAY_UPSTREAM_CONNECTIONS_MAX** (2,000 by default) bounds the streams of a gateway: it must be well above `gateway_open`.
 - Bodies weigh more than answers: {large["in_gbit"]} Gbit/s into the gateways, and as much out of them, at {many} a minute."""
 

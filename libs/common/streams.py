@@ -5,6 +5,7 @@ from typing import Final
 
 import nats.errors
 from nats.aio.client import Client
+from nats.js.api import StreamConfig
 from nats.js.client import JetStreamContext
 from nats.js.errors import NotFoundError
 
@@ -62,10 +63,20 @@ async def create(jetstream: JetStreamContext, *, replicas: int, bytes_max: int) 
         except NotFoundError:
             await jetstream.add_stream(config)
             continue
-        # an older release made it: there were no changes of several entities then
-        if bool(found.allow_atomic) != bool(config.allow_atomic):
-            found.allow_atomic = config.allow_atomic
+        if _brought_up(found, to=config):
             await jetstream.update_stream(found)
+
+
+def _brought_up(found: StreamConfig, *, to: StreamConfig) -> bool:
+    """Whether it had to be changed."""
+    is_changed = False
+    if bool(found.allow_atomic) != bool(to.allow_atomic):
+        # an older release made it: there were no changes of several entities then
+        found.allow_atomic, is_changed = to.allow_atomic, True
+    if 0 < (found.max_bytes or 0) < (to.max_bytes or 0):
+        # more traffic than was thought of; never less, which might leave no room for what is there
+        found.max_bytes, is_changed = to.max_bytes, True
+    return is_changed
 
 
 async def check(jetstream: JetStreamContext) -> None:

@@ -158,10 +158,8 @@ class StreamMeter:
                 self._metrics.add("relay_meter_errors_total", "frame")
 
     def end(self) -> None:
-        """The body has ended, cleanly or not. Its last event counts although the empty line behind it may be missing.
-
-        But not an error: without that line no client reads it, and the stream must not pass for one that has said why it ends.
-        """
+        """The body has ended, cleanly or not. Its last event counts although the empty line behind it may be missing;
+        an error does not: without that line no client reads it, and the stream must not pass for one that said why it ends."""
         error_type = self.reading.error_type
         frame = self._frames.unfinished
         with contextlib.suppress(*_UNREADABLE):
@@ -182,10 +180,9 @@ class StreamMeter:
             event = _decode_delta(data)
         except _UNREADABLE:
             return False
-        if event.type != _DELTA:
-            return False
-        self._note_delta(event.delta)
-        return True
+        if event.type == _DELTA:
+            self._note_delta(event.delta)
+        return event.type == _DELTA
 
     def _note_delta(self, delta: _Delta) -> None:
         chars = len(delta.text) + len(delta.thinking) + len(delta.partial_json)

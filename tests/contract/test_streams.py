@@ -64,6 +64,25 @@ async def test_streams_are_made_once_and_checked(empty_nats_url: str) -> None:
     await broker.close()
 
 
+async def test_a_full_stream_takes_more_once_the_next_bootstrap_has_raised_its_size(tmp_path: Path) -> None:
+    port = free_port()
+    process = start_nats(tmp_path, tmp_path / "logs", port=port)
+    broker = await streams.connect(f"nats://127.0.0.1:{port}", name="test")
+    jetstream, event = broker.jetstream(), b"x" * 40_000
+    await streams.create(jetstream, replicas=1, bytes_max=50_000)
+    await jetstream.publish("usage.v1.p00", event)
+    with pytest.raises(APIError, match="maximum bytes exceeded"):
+        await jetstream.publish("usage.v1.p00", event)
+    await streams.create(jetstream, replicas=1, bytes_max=100_000)
+    await jetstream.publish("usage.v1.p00", event)
+    await streams.create(jetstream, replicas=1, bytes_max=10_000)
+    info = await jetstream.stream_info(subjects.STREAM_USAGE)
+    assert (info.config.max_bytes, info.state.messages) == (100_000, 2)
+    await streams.check(jetstream)
+    await broker.close()
+    process.stop()
+
+
 async def test_a_stream_of_another_make_is_not_taken(tmp_path: Path) -> None:
     port = free_port()
     process = start_nats(tmp_path, tmp_path / "logs", port=port)

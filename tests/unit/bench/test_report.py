@@ -71,6 +71,8 @@ def test_a_peer_that_failed_is_named_with_its_reason() -> None:
     found = results(peers=True)
     del found.measured[1].runs["litellm"]
     found.measured[1].failed["litellm"] = "answers\n500"
+    found.streams_failed["litellm"] = "closed"
+    assert "LiteLLM, open streams: not measured. It said: `closed`" in "\n".join(report.tables(found))
     assert "LiteLLM, JSON, 400 KB body, 8 connections: not measured. It said: `answers 500`" in "\n".join(
         report.tables(found)
     )
