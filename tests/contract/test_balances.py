@@ -264,6 +264,20 @@ async def test_who_is_refused_among_others_is_refused_alone(redis: Any) -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("field", ["held", "spent"])
+async def test_an_amount_that_is_none_is_refused_before_anything_is_changed(redis: Any, field: str) -> None:
+    """Else each new try would debit the account again, and with it all who travel together."""
+    async with funded(redis) as (balances, account_id):
+        good, bad = (Settlement(account_id, ids.new_request_id(), 3, 5, f"key_{number}") for number in range(2))
+        await redis.hset(rediskeys.api_key(account_id, "key_1"), field, "1.5")
+        for again in ("APPLIED", "DUPLICATE"):
+            results = await balances.settle_all([good, bad])
+            assert results[0] == again
+            assert "no whole number" in str(results[1])
+            assert await balances.read(account_id) == Balance(10**9 - 5, 0, 5, 10**9)
+
+
+@pytest.mark.anyio
 async def test_a_settled_event_is_remembered_for_three_days_from_its_last_coming(redis: Any) -> None:
     async with funded(redis) as (balances, account_id):
         event = Settlement(account_id, ids.new_request_id(), 3, 5)

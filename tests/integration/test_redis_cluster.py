@@ -90,6 +90,25 @@ async def test_accounts_of_all_partitions_at_once(cluster: Cluster) -> None:
     await redis.aclose()
 
 
+async def test_events_of_one_account_travel_together(cluster: Cluster) -> None:
+    """All keys of a script are in one slot, whatever keys and members its events are of; nodes that know no script learn it."""
+    accounts = await funded(cluster.url, 8)
+    redis = redisclient.connect(cluster.url, try_seconds=redisclient.TRY_S_UNHURRIED)
+    balances = Balances(redis)
+    events = [
+        Settlement(account, ids.new_request_id(), 1, 1, f"key_{number % 3}", f"mem_{number % 2}" if number % 5 else "")
+        for number in range(9)
+        for account in accounts
+    ]
+    assert await balances.settle_all(events) == ["APPLIED"] * len(events)
+    for port in cluster.ports:
+        with Redis(port=port) as node:
+            node.script_flush()
+    assert await balances.settle_all(events) == ["DUPLICATE"] * len(events)
+    assert {await balances.read(account) for account in accounts} == {Balance(91, 0, 9, 100)}
+    await redis.aclose()
+
+
 async def test_scripts_that_one_node_has_lost_are_told_to_it_again(cluster: Cluster) -> None:
     redis = redisclient.connect(cluster.url, try_seconds=redisclient.TRY_S_UNHURRIED)
     balances = Balances(redis)

@@ -28,6 +28,9 @@ local function apply(sum, hash, field, sign)
   end
 end
 
+-- HINCRBY would refuse it, when half is done
+local function is_whole(amount) return not amount or string.match(amount, '^%-?%d+$') end
+
 for event = 1, count do
   local at = event * 6 - 3
   if not string.match(ARGV[at + 2], '^%d%d?%d?$') then return redis.error_reply('ERR version out of range') end
@@ -39,11 +42,15 @@ if not account[1] then
   for event = 1, count do reply[event] = 'MISSING' end
   return reply
 end
+if not is_whole(account[1]) then return redis.error_reply('ERR the balance is no whole number') end
 local zone, leases = account[2] or '', {}
 for event, text in ipairs(call('HMGET', KEYS[1], unpack(requests))) do leases[requests[event]] = read_lease(text) end
 for event = 1, count do remembered[requests[event]] = call('HGET', KEYS[settled + event], requests[event]) end
 for number = 1, tonumber(ARGV[3]) do
-  local fields = call('HMGET', KEYS[1 + 2 * number], 'used', 'last_used')
+  local fields = call('HMGET', KEYS[1 + 2 * number], 'used', 'last_used', 'held', 'spent')
+  if not is_whole(fields[3]) or not is_whole(fields[4]) then
+    return redis.error_reply('ERR held or spent is no whole number: ' .. KEYS[1 + 2 * number])
+  end
   scopes[number] = {hash = KEYS[1 + 2 * number], slots = KEYS[2 + 2 * number], used = read_used(fields[1]),
     last_used = tonumber(fields[2] or '0'), held = {}, spent = {}, freed = {}}
 end
