@@ -118,8 +118,7 @@ class Exchange:
             await self._fail(InternalError(_OWN_FAULT))
         finally:
             self._outlet.unwatch()
-            if self._deadline is not None:
-                self._deadline.cancel()
+            self._end_deadline()
             self._services.drains.count -= self._draining
             self._attempts.release()
             self._record()
@@ -146,7 +145,14 @@ class Exchange:
     def _was_time_alone(self) -> bool:
         """Whether a cancellation was ours, and nobody else's who came at the same time."""
         assert self._task is not None
-        return self._time_is_up and self._task.uncancel() == 0
+        return self._time_is_up and self._task.cancelling() == 1
+
+    def _end_deadline(self) -> None:
+        """Take a cancellation of ours back also where it came to nothing: `asyncio.wait_for` that is done swallows it."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        if self._time_is_up and self._task is not None:
+            self._task.uncancel()
 
     async def _relay(self) -> None:
         sent = await self._attempts.send(self._call)

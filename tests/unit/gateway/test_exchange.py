@@ -358,3 +358,15 @@ async def test_who_leaves_while_it_waits_to_try_again_stops_it() -> None:
         await running
     event = await bench.recorded()
     assert (event.outcome, len(event.tries), bench.caller.messages) == ("free", 1, [])
+
+
+async def test_a_task_whose_caller_left_is_not_left_as_being_cancelled() -> None:
+    bench = Bench(
+        answer(529, {**JSON, "retry-after": "5"}, body=Script(b"{}")), retries_max=3, on_disconnect="cancel"
+    )
+    running = bench.start()
+    await asyncio.sleep(0.05)
+    bench.caller.left.set()
+    async with asyncio.timeout(1):
+        await running
+    assert (running.cancelling(), (await bench.recorded()).outcome) == (0, "free")
