@@ -181,6 +181,7 @@ class Exchange:
     async def _relay_json(self, response: Response) -> None:
         self._meter = self._metered(JsonMeter(self._services.metrics), response)
         self._begin(response)
+        await self._drained()
         try:
             await response.pour(self._take, self._outlet)
         except httpx2.TransportError as error:
@@ -196,6 +197,7 @@ class Exchange:
         self._meter = meter = self._metered(stream_meter, response)
         self._screen = screen = ErrorScreen()
         self._begin(response, keep_length=False)  # an event of ours may have to follow
+        await self._drained()
         try:
             await response.pour(self._take, self._outlet)
         except httpx2.TransportError as error:
