@@ -133,13 +133,13 @@ class Cycle(RequestResponseCycle):
             self.transport.write(CONTINUE)
             self.waiting_for_100_continue = False
         if not (self.disconnected or self.response_complete):
-            self.flow.resume_reading()
             await self.message_event.wait()
             self.message_event.clear()
         if self.disconnected or self.response_complete:
             return {"type": "http.disconnect"}
         pieces, self._pieces = self._pieces, []
         self._unread_bytes = 0
+        self.flow.resume_reading()  # also behind the last piece: who is not read from leaves unseen
         body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         return {"type": "http.request", "body": body, "more_body": self.more_body}
 

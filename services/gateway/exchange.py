@@ -118,8 +118,7 @@ class Exchange:
             await self._fail(InternalError(_OWN_FAULT))
         finally:
             self._outlet.unwatch()
-            if self._deadline is not None:
-                self._deadline.cancel()
+            self._end_deadline()
             self._services.drains.count -= self._draining
             self._attempts.release()
             self._record()
@@ -146,7 +145,14 @@ class Exchange:
     def _was_time_alone(self) -> bool:
         """Whether a cancellation was ours, and nobody else's who came at the same time."""
         assert self._task is not None
-        return self._time_is_up and self._task.uncancel() == 0
+        return self._time_is_up and self._task.cancelling() == 1
+
+    def _end_deadline(self) -> None:
+        """Take a cancellation of ours back also where it came to nothing: `asyncio.wait_for` that is done swallows it."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        if self._time_is_up and self._task is not None:
+            self._task.uncancel()
 
     async def _relay(self) -> None:
         sent = await self._attempts.send(self._call)
@@ -175,6 +181,7 @@ class Exchange:
     async def _relay_json(self, response: Response) -> None:
         self._meter = self._metered(JsonMeter(self._services.metrics), response)
         self._begin(response)
+        await self._drained()
         try:
             await response.pour(self._take, self._outlet)
         except httpx2.TransportError as error:
@@ -190,6 +197,7 @@ class Exchange:
         self._meter = meter = self._metered(stream_meter, response)
         self._screen = screen = ErrorScreen()
         self._begin(response, keep_length=False)  # an event of ours may have to follow
+        await self._drained()
         try:
             await response.pour(self._take, self._outlet)
         except httpx2.TransportError as error:

@@ -142,14 +142,9 @@ class StreamMeter:
 
     def feed(self, chunk: bytes) -> None:
         """Look at the next bytes of the body. Never raises: what cannot be read is counted and passed over."""
-        if chunk.startswith(_DELTA_LEAD) and self._frames.is_frame(chunk):  # nearly always: the shortest road
-            try:
-                event = _decode_delta(chunk[_DELTA_LEAD_BYTES:])
-                if event.type == _DELTA:
-                    self._note_delta(event.delta)
-                    return
-            except _UNREADABLE:
-                pass  # judged below
+        is_lead = chunk.startswith(_DELTA_LEAD)
+        if is_lead and self._frames.is_frame(chunk) and self._is_delta(chunk[_DELTA_LEAD_BYTES:]):
+            return  # nearly always: the shortest road
         for frame in self._frames.feed(chunk):
             try:
                 if not (frame.startswith(_DELTA_LEAD) and self._is_delta(frame[_DELTA_LEAD_BYTES:])):

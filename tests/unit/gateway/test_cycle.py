@@ -315,6 +315,27 @@ async def test_a_body_counts_until_its_answer_begins() -> None:
     transport.close()
 
 
+@pytest.mark.parametrize("first", [1, 70_000])
+async def test_a_caller_is_read_from_while_he_waits_so_that_his_leaving_shows(first: int) -> None:
+    size = 200_000
+
+    async def play(scope: Scope, receive: Receive, send: Send) -> None:
+        got = 0
+        while got < size:
+            got += len((await receive())["body"])
+        await asyncio.Event().wait()
+
+    protocol, transport = Connections(play).new()
+    protocol.data_received(b"POST / HTTP/1.1\r\n" + HOST + b"content-length: %d\r\n\r\n" % size)
+    await settle()
+    protocol.data_received(b"a" * first)
+    await settle()
+    protocol.data_received(b"a" * (size - first))
+    assert not transport.reading
+    await settle()
+    assert transport.reading
+
+
 def test_the_budget_is_exhausted_when_it_is_full() -> None:
     budget = BodyBudget(10)
     budget.bytes_held = 9

@@ -54,6 +54,19 @@ async def test_every_chunk_goes_out_before_the_next_one_comes() -> None:
     assert (await bench.recorded()).outcome == "measured"
 
 
+@pytest.mark.parametrize("headers", [SSE, JSON])
+async def test_a_head_goes_out_before_there_is_a_body(headers: dict[str, str]) -> None:
+    goes_on = asyncio.Event()
+    bench = Bench(answer(headers=headers, body=Script(goes_on, START + DELTA + STOP)))
+    running = bench.start()
+    async with asyncio.timeout(1):
+        while not bench.caller.messages:
+            await asyncio.sleep(0.001)
+    assert bench.caller.status == 200
+    goes_on.set()
+    await running
+
+
 async def test_the_callers_own_error_passes_byte_for_byte() -> None:
     bench = Bench(answer(400, body=Script(CALLERS)))
     event = await bench.run()
@@ -358,3 +371,13 @@ async def test_who_leaves_while_it_waits_to_try_again_stops_it() -> None:
         await running
     event = await bench.recorded()
     assert (event.outcome, len(event.tries), bench.caller.messages) == ("free", 1, [])
+
+
+async def test_a_task_whose_caller_left_is_not_left_as_being_cancelled() -> None:
+    bench = Bench(answer(529, {**JSON, "retry-after": "5"}, body=Script(b"{}")), retries_max=3, on_disconnect="cancel")
+    running = bench.start()
+    await asyncio.sleep(0.05)
+    bench.caller.left.set()
+    async with asyncio.timeout(1):
+        await running
+    assert (running.cancelling(), (await bench.recorded()).outcome) == (0, "free")
