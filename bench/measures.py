@@ -18,8 +18,10 @@ STREAMS_OPEN_FEWER: Final = {"litellm": 400}
 TIMING_SEED: Final = 11
 LATE_P50_MS_MAX: Final = 0.5
 LATE_P99_MS_MAX: Final = 2.5
-"""A generator that sends later than this measures itself."""
-_TRIES: Final = 3
+"""A generator that sends later than this measures itself too: it is tried again."""
+_LATE_P99_MS_REFUSED: Final = 10.0
+"""And the least late of the tries must be below this."""
+TRIES: Final = 3
 _CONNECTIONS: Final = {"json": 64, "stamped": 400}
 _SETTLE_S: Final = 0.5
 _HELD_S_MAX: Final = 150
@@ -44,17 +46,21 @@ def timing(rig: Rig, proxy: Proxy, kind: Kind, *, rate: float, seconds: float, s
     """Send requests at random moments, so many a second. Raises BenchFailed if answers are wrong or the generator is late."""
     plan = {"rate": rate, "seconds": seconds, "seed": seed, "connections": _CONNECTIONS[kind]}
     count = int(rate * seconds)
-    for _ in range(_TRIES):
+    tries = []
+    for _ in range(TRIES):
         with rig.measured(proxy, kind, count):
             report = report_of("bench.arrivals", plan | destination(proxy, kind))
             if report.pop("errors") or report.pop("requests") != count:
                 raise BenchFailed(f"{proxy.name}: {report} of {count} requests")
         del report["wrong"]
-        found = Timing(**report)
-        if found.late_p50_ms <= LATE_P50_MS_MAX and found.late_p99_ms <= LATE_P99_MS_MAX:
-            return found
+        tries.append(Timing(**report))
+        if tries[-1].late_p50_ms <= LATE_P50_MS_MAX and tries[-1].late_p99_ms <= LATE_P99_MS_MAX:
+            return tries[-1]
+    found = min(tries, key=lambda one: (one.late_p50_ms > LATE_P50_MS_MAX, one.late_p99_ms))
+    if found.late_p50_ms <= LATE_P50_MS_MAX and found.late_p99_ms <= _LATE_P99_MS_REFUSED:
+        return found
     raise BenchFailed(
-        f"the load generator was late {_TRIES} times, the last time by {found.late_p50_ms} ms (p50) and "
+        f"the load generator was late {TRIES} times, the least by {found.late_p50_ms} ms (p50) and "
         f"{found.late_p99_ms} ms (p99): something else runs on this machine, or the rate of {rate:.0f}/s is too high for it"
     )
 
