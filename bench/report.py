@@ -35,8 +35,9 @@ _READ: Final = """How to read it
 - An open loop sends at random moments that were drawn before, and counts from the moment drawn: what waits because others are
   slow is not left out; nor is what the generator itself was late by, which stands in the table. A run in which that is much
   (p50 above {late_p50} ms, p99 above {late_p99} ms) is tried again, the least late of {tries} counts, and the bench ends if the
-  generator is the bottleneck: it shares its core with Redis, NATS and the upstream. Each event carries the time it was sent: a gap is how much farther apart two
-  events came than they were sent. "Added" is the gateway's figure less that of the same load without a proxy.
+  generator is the bottleneck: it shares its core with Redis, NATS and the upstream. Each event carries the time it was sent: a
+  gap is how much farther apart two events came than they were sent. "Added" is the gateway's figure less that of the same load
+  without a proxy.
 - Memory is what is resident with {streams:,} streams open (LiteLLM, which opens no more than 500 connections to an upstream:
   {fewer:,}), less what was after warming up, per stream.
 - Every answer was 200 and whole, and the ledger has exactly one row for each of the relay's {requests:,} requests, at its

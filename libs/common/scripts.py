@@ -97,15 +97,13 @@ class Scripts:
     def call(self, script: Script, keys: int, *arguments: str | bytes, patient: bool = False) -> "asyncio.Future[Any]":
         """The reply of a script to `arguments`, the first `keys` of which are KEYS. Raises StoreUnavailable, StoreRefused.
 
-        Not a coroutine: the call goes out whether or not anybody waits for it, in this turn of the loop if no other is under
-        way, else with the next pipeline; a `patient` one within two milliseconds, with the next that is not. A reply nobody
-        waits for must be looked at all the same (`heed`).
+        Not a coroutine: the call goes out in this turn of the loop whether or not anybody waits for it; a `patient` one within
+        two milliseconds, with the next that is not. A reply nobody waits for must be looked at all the same (`heed`).
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
         self._waiting.append(_Call(future, script, (str(keys), *arguments)))
-        at_once = not patient and not self._under_way
-        if at_once and not self._hurried:
+        if not patient and not self._hurried:
             if self._flush_at is not None:
                 self._flush_at.cancel()
             self._flush_at = loop.call_soon(self._flush_soon)
