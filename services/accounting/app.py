@@ -15,7 +15,7 @@ from libs.common import metrics as metric_names
 from libs.common.config import AccountingConfig, ConfigError
 from libs.common.leases import Leases
 from libs.common.metrics import Metrics
-from libs.common.runtime import spawn
+from libs.common.runtime import spawn, stop
 from services.accounting.consumer import Consumer, ControlHandler, Handler, UsageHandler, subscribe
 from services.accounting.control import ControlBatch
 from services.accounting.ledger import Ledger
@@ -103,9 +103,7 @@ async def _working(config: AccountingConfig, metrics: Metrics) -> AsyncIterator[
         finally:
             stopping.set()
             _, late = await asyncio.wait(workers, timeout=config.shutdown_seconds)
-            for worker in late:  # what it had in hand is delivered again
-                worker.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+            await stop(late)  # what they had in hand is delivered again
 
 
 def create_app(config: AccountingConfig) -> Starlette:

@@ -108,7 +108,13 @@ class Consumer:
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Until `stopping` is set; the batch in hand is finished first."""
+        task = asyncio.current_task()
+        assert task is not None
         while not stopping.is_set():
+            if (
+                task.cancelling()
+            ):  # and the cancellation is lost: nats-py waits with Python 3.11's `wait_for` (libs/common/runtime.py)
+                raise asyncio.CancelledError
             try:
                 messages = await self._fetch()
                 if not messages or await self.process(messages):

@@ -1,6 +1,7 @@
 """The consumer: who is acknowledged, who comes again and when, who is parked; and that nobody holds up the others."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Sequence
 
@@ -188,6 +189,24 @@ async def test_the_loop_outlives_a_broker_that_is_away(monkeypatch: pytest.Monke
     assert False in ready
     assert subscription.asked[:5] == [1, 1, 1, 1, 9]
     assert [rig._became(message) for message in (first, second)] == ["ack", "ack"]
+
+
+async def test_a_cancellation_that_the_client_of_nats_has_lost_ends_the_loop_all_the_same() -> None:
+    """Python 3.11's `wait_for` returns its result instead of raising when both come at once."""
+
+    class Deaf(Subscription):
+        async def fetch(self, batch: int, timeout: float) -> list[Msg]:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.01)
+            return []
+
+    rig = Rig()
+    rig.consumer._subscription = Deaf()  # type: ignore[assignment]
+    running = asyncio.create_task(rig.consumer.run(asyncio.Event()))
+    await asyncio.sleep(0)
+    running.cancel()
+    done, _ = await asyncio.wait([running], timeout=5)
+    assert done and running.cancelled()
 
 
 async def test_a_long_batch_is_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
