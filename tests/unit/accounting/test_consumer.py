@@ -202,11 +202,13 @@ async def test_a_cancellation_that_the_client_of_nats_has_lost_ends_the_loop_all
 
     rig = Rig()
     rig.consumer._subscription = Deaf()  # type: ignore[assignment]
-    running = asyncio.create_task(rig.consumer.run(asyncio.Event()))
+    stopping = asyncio.Event()
+    running = asyncio.create_task(rig.consumer.run(stopping))
     await asyncio.sleep(0)
     running.cancel()
-    done, _ = await asyncio.wait([running], timeout=5)
-    assert done and running.cancelled()
+    await asyncio.wait([running], timeout=2)
+    stopping.set()
+    assert running.cancelled()
 
 
 async def test_a_long_batch_is_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
