@@ -12,10 +12,11 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import httpx2
@@ -154,7 +155,7 @@ def running(home: Path) -> Iterator[Rig]:
         stack.enter_context(_roomy())
         upstream = stack.enter_context(serving_upstream(home))
         caddy = stack.enter_context(proxies.caddy(home, upstream.url))
-        relay = LocalRelay(_relay_config(home, upstream.url))
+        relay = LocalRelay(relay_config(home, upstream.url))
         stack.callback(relay.stop)
         run = relay.start()
         for name in _LATER:
@@ -219,7 +220,8 @@ def _roomy() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def _relay_config(home: Path, upstream_url: str) -> LocalConfig:
+def relay_config(home: Path, upstream_url: str, settings: Mapping[str, str] = MappingProxyType({})) -> LocalConfig:
+    """A relay for a bench, with nothing of ours from this process's environment but `settings`."""
     ours = ("RELAY_", "ANTHROPIC_")
     return LocalConfig(
         profile="single",
@@ -230,5 +232,5 @@ def _relay_config(home: Path, upstream_url: str) -> LocalConfig:
         admin_token="",
         upstream_api_key="sk-ant-bench",
         secrets_key="",
-        environment={name: value for name, value in os.environ.items() if not name.startswith(ours)},
+        environment={name: value for name, value in os.environ.items() if not name.startswith(ours)} | dict(settings),
     )

@@ -6,7 +6,6 @@ Gateways are replicas as Kubernetes runs them: processes that share Redis and NA
 import asyncio
 import contextlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -21,10 +20,9 @@ import msgspec
 import psutil
 import redis
 
-from bench.rig import BenchFailed
+from bench.rig import BenchFailed, relay_config
 from bench.scaling.load import Plan, Report
 from libs.common import streams, subjects
-from libs.localstack.config import LocalConfig
 from libs.localstack.process import Process, free_port, http_answers, port_answers
 from libs.localstack.run import LocalRelay
 
@@ -96,7 +94,8 @@ class Stack:
     def __init__(self, home: Path) -> None:
         self._home = home
         self._upstream_port = free_port()
-        self._relay = LocalRelay(_config(home, f"http://127.0.0.1:{self._upstream_port}"))
+        self._config = relay_config(home, f"http://127.0.0.1:{self._upstream_port}", _SETTINGS)
+        self._relay = LocalRelay(self._config)
         self._started: list[Process] = []
         self.served = 0
         """Requests that were admitted: each must be a row."""
@@ -143,7 +142,7 @@ class Stack:
     def _start_gateway(self, name: str) -> None:
         port = free_port()
         environment = {
-            **_environment(),
+            **self._config.environment,
             "RELAY_HOST": "127.0.0.1",
             "RELAY_GATEWAY_PORT": str(port),
             "RELAY_REDIS_URL": self.addresses["redis_url"],
@@ -311,25 +310,6 @@ async def _stored(url: str) -> tuple[int, int]:
     state = (await broker.jetstream().stream_info(subjects.STREAM_USAGE)).state
     await streams.close(broker)
     return state.messages, state.bytes
-
-
-def _environment() -> dict[str, str]:
-    ours = ("RELAY_", "ANTHROPIC_")
-    return {name: value for name, value in os.environ.items() if not name.startswith(ours)} | _SETTINGS
-
-
-def _config(home: Path, upstream_url: str) -> LocalConfig:
-    return LocalConfig(
-        profile="single",
-        home=home / "relay",
-        gateway_port=0,
-        admin_port=0,
-        upstream_url=upstream_url,
-        admin_token="",
-        upstream_api_key="sk-ant-bench",
-        secrets_key="",
-        environment=_environment(),
-    )
 
 
 def _listens_on(pid: int) -> int:
